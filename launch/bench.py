@@ -1,0 +1,159 @@
+"""Times the pretraining step at BERT's sizes: everything that a real step does, on random ids."""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+
+STARTED = time.perf_counter()
+SIZES = {"tiny": 32, "mini": 32, "small": 16, "base": 8}  # rows a batch
+
+
+def prepare(size: str, batch: int, length: int, dtype: str, vocab_size: int):
+    """(step, state, batches, key, facts): the jitted step as `train.loop` makes it, AdamW, dropout 0.1, rate 0.15."""
+    import jax
+    import numpy as np
+
+    from model import random
+    from model.backbone import backbone
+    from model.config import sized
+    from objectives.mlm import mlm
+    from objectives.types import Vocab
+    from train import flops, optimizer, schedule
+    from train import step as training
+    from train.state import TrainState
+
+    special = tuple(range(5))
+    vocab = Vocab(vocab_size, 0, 1, 2, 3, 4, special, np.ones(vocab_size, bool), "random")
+    bb = backbone(sized(size, V=vocab_size, max_length=max(512, length), dtype=dtype))
+    objective = mlm(bb, vocab)
+    axes = training.axes(bb, objective)
+    transform = optimizer.adamw(axes, schedule.linear(100_000, peak=1e-4))
+
+    def fresh(key):
+        params = training.init(key, backbone=bb, objective=objective)
+        return TrainState(jax.numpy.int32(0), params, transform.init(params))
+
+    state = jax.jit(fresh)(random.generator(0))
+    learned = jax.tree.map(lambda _: True, state.params)
+    rng = np.random.default_rng(0)
+
+    def rows(n):
+        return dict(
+            tokens=rng.integers(1000, vocab_size, (batch, length), np.int32),
+            segments=np.ones((batch, length), np.int32),
+            positions=np.tile(np.arange(length, dtype=np.int32), (batch, 1)),
+            example=np.stack([np.zeros(batch), np.arange(batch) + n * batch], -1).astype(np.uint32)[:, None],
+        )
+
+    batches = [rows(n) for n in range(4)]
+
+    def one(state, batch, key):
+        return training.step(
+            state, batch, key, backbone=bb, objective=objective, optimizer=transform, learned=learned
+        )  # fmt: skip
+
+    step = jax.jit(one, donate_argnums=0)
+    key = random.key(0)
+    params = jax.eval_shape(lambda: state.params)
+    count = flops.of_loss(bb, objective, params, batches[0])
+    facts = dict(
+        size=size, batch=batch, length=length, dtype=dtype, device=jax.devices()[0].device_kind, jax=jax.__version__,
+        parameters=sum(x.size for x in jax.tree.leaves(state.params)), gflop_step=round(count / 1e9, 2),
+    )  # fmt: skip
+    return step, state, batches, key, facts
+
+
+class Bench:
+    """A step that can be taken again and again, with the facts of its first."""
+
+    def __init__(self, size: str, batch: int, length: int, dtype: str, vocab: int, started: float):
+        import jax
+
+        step, self.state, self.batches, self.key, self.facts = prepare(size, batch, length, dtype, vocab)
+        begun = time.perf_counter()
+        self.compiled = step.lower(self.state, self.batches[0], self.key).compile()
+        self.facts["compile_s"] = round(time.perf_counter() - begun, 2)
+        self.n = 0
+        self.take()
+        self.facts["first_s"] = round(time.perf_counter() - started, 2)
+        stats = jax.devices()[0].memory_stats() or {}
+        self.facts["temporary_gb"] = round(self.compiled.memory_analysis().temp_size_in_bytes / 2**30, 3)
+        if "peak_bytes_in_use" in stats:
+            self.facts["device_gb"] = round(stats["peak_bytes_in_use"] / 2**30, 2)
+
+    def take(self) -> float:
+        """Takes a step and waits for it; its seconds."""
+        import jax
+
+        begun = time.perf_counter()
+        self.state, sums = self.compiled(self.state, self.batches[self.n % 4], self.key)
+        jax.block_until_ready((self.state, sums))
+        self.n += 1
+        return time.perf_counter() - begun
+
+    def finish(self, seconds: list[float]) -> dict:
+        from train import flops
+
+        if seconds:
+            median = statistics.median(seconds)
+            self.facts["step_s"] = round(median, 4)
+            self.facts["tokens_s"] = round(self.facts["batch"] * self.facts["length"] / median)
+            self.facts["gflop_s"] = round(self.facts["gflop_step"] / median, 1)
+            if peak := flops.peak(self.facts["device"], self.facts["dtype"]):
+                self.facts["fraction_of_peak"] = round(self.facts["gflop_s"] * 1e9 / peak, 3)
+        self.facts["rss_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        return self.facts
+
+
+def serve(bench: Bench) -> None:
+    """The line protocol of an interleaved comparison: `s` takes a step, `q` prints the facts and ends."""
+    bench.take()
+    print("READY", flush=True)
+    seconds = []
+    for line in sys.stdin:
+        if line.strip() == "q":
+            break
+        before = sum(os.times()[:2])
+        seconds.append(bench.take())
+        print(seconds[-1], sum(os.times()[:2]) - before, flush=True)
+    print(json.dumps(bench.finish(seconds)), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.bench", description=__doc__,
+        epilog="example: python -m launch.bench --size=tiny,base --dtype=bfloat16 --length=512 --batch=64 --out=b.json",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--size", default=",".join(SIZES), help="sizes of model.config.SIZES, split by commas (default: %(default)s)")
+    add("--batch", type=int, help="rows a batch (default: 32 at tiny and mini, 16 at small, 8 above)")
+    add("--length", type=int, default=128, help="tokens a row (default: %(default)s)")
+    add("--vocab", type=int, default=30522, help="vocabulary (default: %(default)s)")
+    add("--dtype", default="float32", help="of the computation (default: %(default)s)")
+    add("--steps", type=int, default=10, help="timed steps, after two to warm up (default: %(default)s)")
+    add("--out", help="write the table as JSON to this file")
+    add("--serve", action="store_true", help="step on every line `s` of standard input, print facts on `q`")
+    args = parser.parse_args()
+    table = []
+    started = STARTED
+    for size in args.size.split(","):
+        bench = Bench(size, args.batch or SIZES.get(size, 8), args.length, args.dtype, args.vocab, started)
+        if args.serve:
+            return serve(bench)
+        for _ in range(2):
+            bench.take()
+        table.append(bench.finish([bench.take() for _ in range(args.steps)]))
+        print("  ".join(f"{k} {v}" for k, v in table[-1].items()), flush=True)
+        started = time.perf_counter()
+    if args.out:
+        with open(args.out, "w") as file:
+            json.dump(table, file, indent=1)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Heads: what an objective grows on the hidden states. Their params live under the objective's name."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model import ops, parts, random
+from model.config import BackboneConfig
+from model.parts import Part
+from model.types import Array, Batch
+
+
+class _MlmHead(nn.Module):
+    cfg: BackboneConfig
+    tied: bool
+    softcap: float | None
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, tokens_VD: Array) -> Array:
+        cfg = self.cfg
+        B, P, D = x_BPD.shape
+        x_BPD = parts.Linear(cfg, "RD,DE->RE", (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="transform")(x_BPD)
+        x_BPD = parts.Norm(cfg, name="norm")(jax.nn.gelu(x_BPD, approximate=False))
+        if not self.tied:
+            tokens_VD = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.D), cfg.param_dtype)
+        logits_RV = jnp.einsum("RD,VD->RV", x_BPD.reshape(B * P, D), tokens_VD.astype(cfg.dtype))
+        zeros = parts.named(nn.initializers.zeros, ("vocab",))
+        bias_V = self.param("bias", zeros, (cfg.V,), cfg.param_dtype)
+        logits_BPV = ops.add_bias(logits_RV, bias_V.astype(cfg.dtype)).reshape(B, P, cfg.V)
+        if self.softcap is not None:
+            logits_BPV = self.softcap * jnp.tanh(logits_BPV / self.softcap)
+        return logits_BPV
+
+
+def mlm_head(cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None) -> Part:
+    """Transform, GELU, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, D]) -> logits [B, P, V]`.
+
+    tied:    decode with the token embeddings (Devlin et al. 2018); else with a matrix of the head's own
+    softcap: squash the logits to (-softcap, softcap) (Gemma 2, https://arxiv.org/abs/2408.00118, section 2)
+    """
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap={softcap} must be positive, or None for no cap")
+    x = jnp.zeros((1, 1, cfg.D), cfg.dtype)
+    return parts.part(_MlmHead(cfg, tied, softcap), x, jax.ShapeDtypeStruct((cfg.V, cfg.D), cfg.param_dtype))
+
+
+class _PooledHead(nn.Module):
+    cfg: BackboneConfig
+    outputs: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, pooled_BSD: Array, ids_BS: Array, key: Array | None) -> Array:
+        cfg, C = self.cfg, self.outputs
+        x_BSD = parts.Linear(cfg, "RD,DE->RE", (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="pooler")(pooled_BSD)
+        x_BSD = jnp.tanh(x_BSD)
+        site = None if key is None else random.fold(key, "pooled")
+        x_BSD = random.dropout(x_BSD, self.dropout, site, ids_BS)
+        logits_BSC = parts.Linear(cfg, "RD,DC->RC", (cfg.D, C), ("embed", "classes"), 1, name="out")(x_BSD)
+        return ops.wide(logits_BSC)
+
+
+def pooled_head(cfg: BackboneConfig, outputs: int, *, pooling: str = "first", dropout: float = 0.1) -> Part:
+    """BERT's pooler and a linear map: `apply(params, hidden [B, L, D], batch, key) -> [B, S, outputs]` in float32.
+
+    With `outputs` classes it is a classifier, with one a regressor. `pooling` makes one vector of each packed
+    segment: "first" (its first token's) or "mean".
+    """
+    if pooling not in POOLS:
+        raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLS)}")
+    x, ids = jnp.zeros((1, 1, cfg.D), cfg.dtype), jnp.zeros((1, 1), jnp.uint32)
+    head = parts.part(_PooledHead(cfg, outputs, dropout), x, ids, None)
+
+    def apply(params, hidden_BLD: Array, batch: Batch, key: Array | None = None) -> Array:
+        return head.apply(params, pool(hidden_BLD, batch, pooling), random.segments(dict(batch)), key)
+
+    return head._replace(apply=apply)
+
+
+POOLS = ("first", "mean")
+
+
+def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
+    """One vector for each packed segment, [B, S, D]: of its first token, or the mean over its tokens."""
+    S = batch["example"].shape[1]
+    member_BSL = batch["segments"][:, None, :] == jnp.arange(1, S + 1)[:, None]
+    if how == "first":
+        index_BS = jnp.argmax(member_BSL & (batch["positions"][:, None, :] == 0), -1)
+        return jnp.take_along_axis(hidden_BLD, index_BS[..., None], 1)
+    count_BS1 = jnp.maximum(member_BSL.sum(-1, keepdims=True), 1)
+    total_BSD = jnp.einsum("BSL,BLD->BSD", member_BSL.astype(hidden_BLD.dtype), hidden_BLD)
+    return total_BSD / count_BS1.astype(hidden_BLD.dtype)
+
+
+def present(batch: Batch) -> Array:
+    """float32 [B, S]: 1 for the packed segments that are there, 0 for the empty places."""
+    S = batch["example"].shape[1]
+    return (batch["segments"].max(1)[:, None] >= jnp.arange(1, S + 1)).astype(jnp.float32)

@@ -1,0 +1,169 @@
+"""Flax modules with their logical axis names beside each parameter, and how a module becomes pure functions.
+
+Shapes: B rows, L tokens, D width, N heads, H channels of a head, F feed-forward width, K parts of a fused kernel.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model import ops
+from model.config import BackboneConfig
+
+Array = jax.Array
+
+
+class Part(NamedTuple):
+    """A module without Flax: init(key) -> params, axes (the same tree with names), apply(params, *args)."""
+
+    init: Callable[[Array], dict]
+    axes: Any
+    apply: Callable[..., Any]
+
+
+class Named(nn.Partitioned):
+    """A parameter with its axis names. Unlike its base it leaves placement alone, whatever mesh is in use."""
+
+    def unbox(self, apply_constraint: bool = True) -> Any:
+        return self.value
+
+
+def named(init: Callable, names: tuple[str, ...]) -> Callable:
+    """The initializer `init`, its result carrying `names`."""
+    return lambda *args: Named(init(*args), names=names)
+
+
+def part(module: nn.Module, *example: Any) -> Part:
+    """Unboxes a linen module. `example` are arguments, or their shapes, that it can be called with."""
+
+    def boxed(key):
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+        return module.init(key, *zeros).get("params", {})
+
+    def is_box(x):
+        return isinstance(x, Named)
+
+    axes = jax.tree.map(lambda box: box.names, jax.eval_shape(boxed, jax.random.key(0)), is_leaf=is_box)
+    return Part(
+        init=lambda key: nn.meta.unbox(boxed(key)),
+        axes=axes,
+        apply=lambda params, *args, **kwargs: module.apply({"params": params}, *args, **kwargs),
+    )
+
+
+def stacked(one: Part, n: int) -> Part:
+    """n copies of a part with their params stacked on a leading `layers` axis; `apply` takes one copy's params."""
+    return Part(
+        init=lambda key: jax.vmap(one.init)(jax.random.split(key, n)),
+        axes=jax.tree.map(lambda names: ("layers", *names), one.axes, is_leaf=lambda x: isinstance(x, tuple)),
+        apply=one.apply,
+    )
+
+
+def kernel(cfg: BackboneConfig, *names: str, scale: float = 1.0):
+    """An initializer, truncated normal with standard deviation `cfg.init_std * scale`, that carries its axis names."""
+    # a normal cut at two deviations has 0.88 of its deviation left
+    init = nn.initializers.truncated_normal(cfg.init_std * scale / 0.87962566103423978)
+    return named(init, names)
+
+
+class Linear(nn.Module):
+    """`einsum(spec, x, kernel) + bias`, the kernel's trailing `out` axes being the bias's."""
+
+    cfg: BackboneConfig
+    spec: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    out: int
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        cfg = self.cfg
+        factor = (2 * cfg.layers) ** -0.5 if self.residual and cfg.residual_init else 1.0
+        w = self.param("kernel", kernel(cfg, *self.names, scale=factor), self.shape, cfg.param_dtype)
+        # rows flattened: contracting one axis rather than two spares XLA's CPU backend a transposed copy of the gradient
+        rows = jnp.einsum(self.spec, x.reshape(-1, *x.shape[2:]), w.astype(cfg.dtype))
+        y = rows.reshape(*x.shape[:2], *rows.shape[1:])
+        if not cfg.bias:
+            return y
+        zeros = named(nn.initializers.zeros, self.names[-self.out :])
+        bias = self.param("bias", zeros, self.shape[-self.out :], cfg.param_dtype)
+        return ops.add_bias(y, bias.astype(cfg.dtype))
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, its statistics in float32; the result in `cfg.dtype`."""
+
+    cfg: BackboneConfig
+    name_of_axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        cfg = self.cfg
+        x = ops.wide(x)
+        if cfg.norm == "layer":
+            x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + cfg.eps)
+        ones = named(nn.initializers.ones, (self.name_of_axis,))
+        x = ops.scale(x, self.param("scale", ones, x.shape[-1:], cfg.param_dtype).astype(x.dtype))
+        if cfg.norm == "layer" and cfg.bias:
+            zeros = named(nn.initializers.zeros, (self.name_of_axis,))
+            x = ops.add_bias(x, self.param("bias", zeros, x.shape[-1:], cfg.param_dtype).astype(x.dtype))
+        return x.astype(cfg.dtype)
+
+
+class Mlp(nn.Module):
+    """D -> F -> D with an exact GELU between."""
+
+    cfg: BackboneConfig
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        D, F = self.cfg.D, self.cfg.F
+        h_BLF = Linear(self.cfg, "RD,DF->RF", (D, F), ("embed", "mlp"), 1, name="wi")(x_BLD)
+        h_BLF = jax.nn.gelu(h_BLF, approximate=False)
+        return Linear(self.cfg, "RF,FD->RD", (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
+
+
+class GatedMlp(nn.Module):
+    """GEGLU: one half of the first map, through a GELU, gates the other."""
+
+    cfg: BackboneConfig
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        D, F = self.cfg.D, self.cfg.F
+        h_BLKF = Linear(self.cfg, "RD,DKF->RKF", (D, 2, F), ("embed", "parts", "mlp"), 2, name="wi")(x_BLD)
+        h_BLF = jax.nn.gelu(h_BLKF[:, :, 0], approximate=False) * h_BLKF[:, :, 1]
+        return Linear(self.cfg, "RF,FD->RD", (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
+
+
+class Embedding(nn.Module):
+    """Tokens, and where the config has them learned positions and token types; a norm where it says so.
+
+    `inputs` [B, L, D] stands in for the token embeddings.
+    """
+
+    cfg: BackboneConfig
+    constrain: Callable[[Array, tuple[str, ...]], Array] = lambda x, names: x
+
+    @nn.compact
+    def __call__(self, batch: dict, inputs: Array | None = None) -> Array:
+        cfg = self.cfg
+        tokens_VD = self.param("tokens", kernel(cfg, "vocab", "embed"), (cfg.V, cfg.D), cfg.param_dtype)
+        # gathered over fsdp before the lookup: the partitioner would else replicate the looked-up activations
+        table_VD = self.constrain(tokens_VD, ("vocab", "width"))
+        x_BLD = table_VD[batch["tokens"]] if inputs is None else inputs
+        if cfg.position == "learned":
+            table = kernel(cfg, "positions", "embed")
+            positions_PD = self.param("positions", table, (cfg.max_length, cfg.D), cfg.param_dtype)
+            x_BLD = x_BLD + positions_PD[batch["positions"]]
+        if cfg.types:
+            table = kernel(cfg, "types", "embed")
+            types_TD = self.param("types", table, (cfg.types, cfg.D), cfg.param_dtype)
+            x_BLD = x_BLD + (types_TD[batch["types"]] if "types" in batch else types_TD[0])
+        return Norm(cfg, name="norm")(x_BLD) if cfg.embed_norm else x_BLD.astype(cfg.dtype)

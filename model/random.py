@@ -1,0 +1,117 @@
+"""Random numbers as a hash of who and what they are for: (seed, step, example, position in its segment, site).
+
+A draw never depends on a place in the batch, so a mask or a dropped unit is the same on any mesh, under any number
+of microbatches and however the same segments are packed. A key is a uint32 scalar, deliberately not one of
+`jax.random`'s: those draw by place. The mixing function is the 32-bit finaliser "lowbias32" found by C. Wellons'
+search (https://nullprogram.com/blog/2018/07/31/), a handful of integer operations that fuse into their consumer.
+
+    key = random.fold(random.key(0), step)
+    ids_L = random.tokens(row)                                 # who: each token
+    u_L = random.uniform(random.fold(key, "mask"), ids_L)      # what for: the site is named
+"""
+
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jax.extend.random import define_prng_impl
+
+Array = jax.Array
+_GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: successive multiples spread evenly
+
+
+def _mix(x: Array) -> Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def key(seed: int) -> Array:
+    """The key of a run."""
+    return fold(jnp.uint32(0x243F6A88), seed)
+
+
+def fold(key: Array, *data: Array | int | str) -> Array:
+    """A new key from a key and what it is for: names of sites, a step, a layer, ids. Arrays broadcast."""
+    for d in data:
+        word = zlib.crc32(d.encode()) if isinstance(d, str) else d
+        word = jnp.uint32(word & 0xFFFFFFFF) if isinstance(word, int) else word.astype(jnp.uint32)
+        key = _mix(key + _mix(word * jnp.uint32(_GOLDEN) + jnp.uint32(1)))
+    return key
+
+
+def segments(row: dict) -> Array:
+    """uint32 [..., S]: the identity of each packed segment, from `example` [..., S, 2]."""
+    return fold(jnp.uint32(0), row["example"][..., 0], row["example"][..., 1])
+
+
+def tokens(row: dict) -> Array:
+    """uint32 [..., L]: the identity of each token, from its segment's example and its position there."""
+    index = jnp.maximum(row["segments"] - 1, 0)
+    return fold(jnp.take_along_axis(segments(row), index, axis=-1), row["positions"])
+
+
+def uniform(key: Array, ids: Array) -> Array:
+    """float32 in [0, 1), one for each id."""
+    return (fold(key, ids) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+
+
+def integers(key: Array, ids: Array, bound: int) -> Array:
+    """int32 in [0, bound), one for each id; off uniform by at most bound / 2**32."""
+    return (fold(key, ids) % jnp.uint32(bound)).astype(jnp.int32)
+
+
+def keep(key: Array, ids: Array, n: int, rate: float) -> Array:
+    """bool [*ids, n]: which of a token's n channels dropout at `rate` keeps."""
+    start = fold(key, ids)[..., None]
+    channel = jax.lax.iota(jnp.uint32, n) * jnp.uint32(_GOLDEN)
+    return _mix(start + channel) < jnp.uint32(int((1 - rate) * 2**32))
+
+
+def keep_pairs(key: Array, query_ids: Array, key_positions: Array, heads: int, rate: float) -> Array:
+    """bool [B, heads, Q, K]: which attention probabilities dropout at `rate` keeps.
+
+    query_ids uint32 [B, Q]; key_positions int32 [B, K], positions in the segment that query and key share.
+    """
+    head = jax.lax.iota(jnp.uint32, heads)[:, None]
+    start = fold(key, query_ids[:, None, :], head)[..., None]
+    return _mix(start + key_positions[:, None, None, :].astype(jnp.uint32) * jnp.uint32(_GOLDEN)) < jnp.uint32(
+        int((1 - rate) * 2**32)
+    )
+
+
+def dropout(x: Array, rate: float, key: Array | None, ids: Array) -> Array:
+    """Zeroes channels of x [*ids, n] at `rate` and scales the rest; `key=None` leaves x as it is."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(
+        keep(key, ids, x.shape[-1], rate), x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype)
+    )
+
+
+def generator(seed: int) -> Array:
+    """A key for `jax.random`'s functions (initializers) that draws by the same hash: a small program, quick to compile."""
+    return jax.random.key(seed, impl=_IMPL)
+
+
+def _bits(key_1: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
+    n = math.prod(shape)
+    counter = jax.lax.iota(jnp.uint32, n).reshape(shape) * jnp.uint32(_GOLDEN)
+    low = _mix(fold(key_1[0], "bits") + counter)
+    if bit_width == 64:
+        return low.astype(jnp.uint64) << 32 | _mix(fold(key_1[0], "high bits") + counter).astype(jnp.uint64)
+    return low if bit_width == 32 else low.astype(jnp.dtype(f"uint{bit_width}"))
+
+
+_IMPL = define_prng_impl(
+    key_shape=(1,),
+    seed=lambda seed: fold(jnp.uint32(0x243F6A88), seed)[None],
+    split=lambda key, shape: fold(key[0], "split", jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape))[
+        ..., None
+    ],
+    random_bits=_bits,
+    fold_in=lambda key, data: fold(key[0], data)[None],
+    name="rootstock_hash",
+    tag="hash",
+)

@@ -1,0 +1,47 @@
+"""Classification of a text or a pair of texts, each packed segment by itself."""
+
+import jax
+import jax.numpy as jnp
+
+from model import ops
+from model.heads import pooled_head, present
+from model.types import Backbone
+from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+
+def classify(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    classes: int,
+    pooling: str = "first",
+    dropout: float = 0.1,
+    name: str = "classify",
+) -> Objective:
+    """Cross-entropy over `classes` on the pooled segment (Devlin et al. 2018, section 4.1).
+
+    The batch's `labels` are int [B, S]. `pooling` is "first" (the segment's first token) or "mean"; `dropout` is on
+    the pooled vector. `predict` gives `prediction` int32 [B, S] and `probabilities` [B, S, classes].
+    Raises ValueError for fewer than two classes or an unknown pooling.
+    """
+    if classes < 2:
+        raise ValueError(f"classify needs at least 2 classes, not {classes}; for a number use objectives.regress")
+    head = pooled_head(backbone.config, classes, pooling=pooling, dropout=dropout)
+
+    def logits(params: dict, encode, batch, key) -> Array:
+        return head.apply(params[name], encode(batch, key).hidden, batch, key)
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        present_BS = present(batch)
+        nll_BS, hit_BS = ops.cross_entropy(logits(params, encode, batch, key), batch["labels"])
+        count = present_BS.sum()
+        return Sums(
+            {name: Term((nll_BS * present_BS).sum(), count)},
+            {f"{name}_accuracy": Ratio((hit_BS * present_BS).sum(), count)},
+        )
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        p_BSC = jax.nn.softmax(logits(params, encode, batch, key))
+        return dict(prediction=p_BSC.argmax(-1).astype(jnp.int32), probabilities=p_BSC)
+
+    return Objective(name, loss, predict, head.init, head.axes, scores=("accuracy", "f1", "matthews"))

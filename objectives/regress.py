@@ -1,0 +1,29 @@
+"""Regression of a number from a text or a pair of texts, such as a similarity."""
+
+from model.heads import pooled_head, present
+from model.types import Backbone
+from objectives.types import Array, Objective, Sums, Term, Vocab
+
+
+def regress(
+    backbone: Backbone, vocab: Vocab, *, pooling: str = "first", dropout: float = 0.1, name: str = "regress"
+) -> Objective:
+    """Mean squared error on the pooled segment (as BERT is finetuned on STS-B).
+
+    The batch's `labels` are float32 [B, S]. See `objectives.classify` for `pooling` and `dropout`. `predict` gives
+    `prediction` float32 [B, S].
+    """
+    head = pooled_head(backbone.config, 1, pooling=pooling, dropout=dropout)
+
+    def outputs(params: dict, encode, batch, key) -> Array:
+        return head.apply(params[name], encode(batch, key).hidden, batch, key)[..., 0]
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        present_BS = present(batch)
+        error_BS = outputs(params, encode, batch, key) - batch["labels"]
+        return Sums({name: Term((error_BS**2 * present_BS).sum(), present_BS.sum())})
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        return dict(prediction=outputs(params, encode, batch, key))
+
+    return Objective(name, loss, predict, head.init, head.axes, scores=("pearson", "spearman"))

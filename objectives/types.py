@@ -1,0 +1,122 @@
+"""What an objective is: a name, parameters of its own, a corruption of one row, and a loss that is a sum."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+class Vocab(NamedTuple):
+    """What an objective may know of the tokenizer.
+
+    size:         number of ids, special ones included
+    pad .. mask:  ids of the special tokens
+    special:      every id that no corruption may touch
+    word_starts:  bool [size], true where the piece begins a word
+    fingerprint:  hash of the tokenizer; carry refuses a backbone trained on another
+    """
+
+    size: int
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+    special: tuple[int, ...]
+    word_starts: np.ndarray
+    fingerprint: str
+
+
+class Term(NamedTuple):
+    """One part of a loss: `coefficient * sum / weight` once everything is added up.
+
+    `weight` depends on the batch alone, never on params: the step totals it before it differentiates.
+    """
+
+    sum: Array
+    weight: Array
+    coefficient: Array | float = 1.0
+
+
+class Ratio(NamedTuple):
+    """A metric that is a ratio of sums, such as accuracy."""
+
+    numerator: Array
+    denominator: Array
+
+
+class Sums(NamedTuple):
+    """A monoid: added over microbatches, devices, hosts and evaluation batches, and divided only at the end."""
+
+    terms: dict[str, Term]
+    metrics: dict[str, Ratio] = {}  # noqa: RUF012  (a NamedTuple default, never mutated)
+
+
+def add(sums: Sums, axis: int = 0) -> Sums:
+    """Adds a stack of Sums (every leaf `[n, ...]`). Coefficients are equal over the stack, so the first stands for all."""
+    terms = {name: Term(t.sum.sum(axis), t.weight.sum(axis), t.coefficient[0]) for name, t in sums.terms.items()}
+    return Sums(terms, jax.tree.map(lambda x: x.sum(axis), sums.metrics))
+
+
+def loss(sums: Sums) -> Array:
+    """The scalar loss: sum over terms of coefficient * sum / weight; a term of no weight adds nothing.
+
+    No gradient flows into a weight: it depends on the batch alone.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for term in sums.terms.values():
+        weight = jax.lax.stop_gradient(term.weight)
+        total = total + jax.lax.stop_gradient(term.coefficient) * term.sum / jnp.where(weight == 0, 1, weight)
+    return total
+
+
+def report(sums: Sums) -> dict[str, Array]:
+    """Scalars to log: `loss`, each term and each metric divided out; nan where nothing was counted."""
+    terms = {name: t.sum / t.weight for name, t in sums.terms.items()}
+    return {"loss": loss(sums)} | terms | {name: m.numerator / m.denominator for name, m in sums.metrics.items()}
+
+
+def _no_params(key: Array) -> dict:
+    return {}
+
+
+def _as_it_is(key: Array, row: dict, step: Array) -> dict:
+    return row
+
+
+def _unchanged(params: dict, step: Array) -> dict:
+    return params
+
+
+class Objective(NamedTuple):
+    """A training task as pure functions, made by a factory `(backbone, vocab, **hyperparameters) -> Objective`.
+
+    name:     the objective's key in the params tree and in the corrupted row
+    loss:     (params, encode, batch, key, step) -> Sums, or per-example outputs [B, ...] where `join` is given.
+              `encode(batch, key=None, **kwargs) -> Encoded` already holds the backbone's params
+    predict:  (params, encode, batch, key=None) -> dict of arrays [B, ...], for evaluation and inference
+    init:     key -> params of its own, {} if none
+    axes:     logical axis names of those, same tree
+    corrupt:  (key, row, step) -> row; ONE row, the step vmaps it. Draws come from `model.random` by token or segment
+    after:    (params, step) -> params, once an update is done (an EMA teacher)
+    join:     (params, outputs, batch) -> Sums where the loss couples examples (contrastive); `outputs` is then the
+              whole batch's, and the step differentiates through it exactly, microbatch by microbatch
+              (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983)
+    scores:   names of evaluation scores that are not ratios of sums, computed on the arrays of `predict`
+
+    `params` is always the whole tree, `{"backbone": ..., name: ...}`.
+    """
+
+    name: str
+    loss: Callable[..., Any]
+    predict: Callable[..., dict[str, Array]]
+    init: Callable[[Array], dict] = _no_params
+    axes: Any = {}  # noqa: RUF012  (a NamedTuple default, never mutated)
+    corrupt: Callable[[Array, dict, Array], dict] = _as_it_is
+    after: Callable[[dict, Array], dict] = _unchanged
+    join: Callable[..., Sums] | None = None
+    scores: tuple[str, ...] = ()

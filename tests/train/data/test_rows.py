@@ -1,0 +1,201 @@
+"""Rows hold every token once and in order, within the length and the segments asked for; labels stay with their text."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from objectives.types import Vocab
+from train.data.packing import pack
+from train.data.rows import empty_rows, label_examples, pack_documents
+from train.data.source import Record
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+
+
+class Numbers:
+    """A tokenizer whose texts are the ids themselves: "7 8" is [7, 8]."""
+
+    vocab = Vocab(1000, PAD, UNK, CLS, SEP, MASK, (0, 1, 2, 3, 4), np.ones(1000, bool), "numbers")
+
+    def encode(self, texts):
+        return [np.array(text.split(), np.int32) for text in texts]
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+    def pieces(self, ids):
+        return list(map(str, ids))
+
+
+def records(texts, pairs=None, labels=None):
+    none = [None] * len(texts)
+    columns = zip(texts, pairs or none, labels or none, strict=True)
+    return [Record(*fields, where=f"f:{row}") for row, fields in enumerate(columns, 1)]
+
+
+def some(count, start=5):
+    return " ".join(map(str, range(start, start + count)))
+
+
+def segments_of(arrays):
+    """(source index, tokens, positions, types) of every segment, in the order of `example`; checks the layout."""
+    found = []
+    for row in range(len(arrays["tokens"])):
+        present = arrays["segments"][row]
+        n = present.max()
+        filled = np.count_nonzero(present)
+        assert (np.diff(present[:filled]) >= 0).all(), "segments lie one after the other, padding last"
+        assert (present[filled:] == 0).all()
+        assert (arrays["tokens"][row, filled:] == PAD).all()
+        assert n <= arrays["example"].shape[1]
+        assert (arrays["example"][row, n:] == 0).all()
+        assert (arrays["example"][row, :, 0] == 0).all()
+        for s in range(n):
+            at = present == s + 1
+            np.testing.assert_array_equal(arrays["positions"][row, at], np.arange(at.sum()))
+            types = arrays["types"][row, at].tolist() if "types" in arrays else None
+            found.append((int(arrays["example"][row, s, 1]), arrays["tokens"][row, at].tolist(), types))
+    return sorted(found)
+
+
+DTYPES = {"tokens": "int32", "segments": "int32", "positions": "int32", "types": "int32", "example": "uint32"}
+documents = st.lists(st.lists(st.integers(5, 999), max_size=40), min_size=1, max_size=30).filter(any)
+
+
+@given(documents, st.integers(3, 20), st.integers(1, 5))
+def test_packing_keeps_every_token_once_and_in_order(docs, length, segments):
+    arrays, report = pack_documents(records([" ".join(map(str, d)) for d in docs]), Numbers(), length, segments)
+    n = len(arrays["tokens"])
+    assert {k: (v.shape, str(v.dtype)) for k, v in arrays.items()} == {
+        "tokens": ((n, length), "int32"),
+        "segments": ((n, length), "int32"),
+        "positions": ((n, length), "int32"),
+        "example": ((n, segments, 2), "uint32"),
+    }
+    found = segments_of(arrays)
+    assert [index for index, _, _ in found] == list(range(len(found))), "an index of its own for every piece"
+    pieces = [tokens for _, tokens, _ in found]
+    assert all(p[0] == CLS and p[-1] == SEP and 3 <= len(p) <= length for p in pieces)
+    assert [t for p in pieces for t in p[1:-1]] == [t for d in docs for t in d]
+    assert [p[1:-1] for p in pieces] == [d[i : i + length - 2] for d in docs for i in range(0, len(d), length - 2)]
+    assert report == {
+        "documents": len(docs),
+        "pieces": len(pieces),
+        "split": sum(len(d) > length - 2 for d in docs),
+        "empty": docs.count([]),
+        "tokens": sum(map(len, pieces)),
+        "rows": n,
+        "padding": pytest.approx(1 - sum(map(len, pieces)) / (n * length)),
+    }
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 6))
+def test_pack_needs_few_rows(sizes, segments):
+    rows = pack(np.array(sizes), 30, segments).rows
+    fewest = max(-(-sum(sizes) // 30), -(-len(sizes) // segments), sum(size > 15 for size in sizes))
+    assert fewest <= rows <= len(sizes)
+    if segments == 1:
+        assert rows == len(sizes)
+    if segments > 30:  # the bound knows no limit on segments
+        assert rows <= 11 / 9 * fewest + 1
+
+
+def test_pack_fits_best():
+    places = pack(np.array([6, 5, 4, 3, 2]), 10, 8)
+    assert places.row.tolist() == [0, 1, 0, 1, 1]
+    assert places.offset.tolist() == [0, 0, 6, 5, 8]
+    assert places.slot.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_rows_do_not_depend_on_how_many_documents_are_tokenized_at_once(monkeypatch):
+    docs = records([some(n) for n in (3, 30, 0, 7, 12)])
+    whole = pack_documents(docs, Numbers(), 10, 4)
+    monkeypatch.setattr("train.data.rows._CHUNK", 2)
+    np.testing.assert_equal(pack_documents(docs, Numbers(), 10, 4), whole)
+
+
+def test_label_examples_one_to_a_row():
+    source = records(["7 8", "", "9"], labels=["no", "yes", "yes"])
+    arrays, report = label_examples(source, Numbers(), 6, classes=("no", "yes"))
+    assert arrays["tokens"].tolist() == [[CLS, 7, 8, SEP, 0, 0], [CLS, SEP, 0, 0, 0, 0], [CLS, 9, SEP, 0, 0, 0]]
+    assert arrays["labels"].tolist() == [[0], [1], [1]]
+    assert arrays["labels"].dtype == np.int32
+    assert arrays["example"][:, 0, 1].tolist() == [0, 1, 2]
+    assert "types" not in arrays
+    assert report == {"documents": 3, "truncated": 0, "tokens": 9, "rows": 3, "padding": 0.5}
+
+
+def test_label_examples_with_pairs():
+    arrays, _ = label_examples(records(["7 8"], ["9"], ["2.5"]), Numbers(), 7, classes=None)
+    assert arrays["tokens"].tolist() == [[CLS, 7, 8, SEP, 9, SEP, 0]]
+    assert arrays["types"].tolist() == [[0, 0, 0, 0, 1, 1, 0]]
+    assert arrays["positions"].tolist() == [[0, 1, 2, 3, 4, 5, 0]]
+    assert arrays["labels"].tolist() == [[2.5]]
+    assert arrays["labels"].dtype == np.float32
+
+
+def test_without_labels_there_is_no_array_of_labels():
+    assert "labels" not in label_examples(records(["7"]), Numbers(), 6, classes=("no", "yes")).arrays
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from("abc")), min_size=1, max_size=20),
+    st.integers(4, 24),
+    st.integers(1, 4),
+)
+def test_labels_stay_with_their_text_however_packed(sizes, length, segments):
+    texts, pairs, labels = zip(*((some(a, 10), some(b, 100), label) for a, b, label in sizes), strict=True)
+    source = records(texts, pairs, labels)
+    arrays, report = label_examples(source, Numbers(), length, ("a", "b", "c"), truncate=True, segments=segments)
+    assert {k: str(v.dtype) for k, v in arrays.items()} == DTYPES | {"labels": "int32"}
+    assert arrays["labels"].shape == arrays["example"].shape[:2]
+    room = length - 3
+    truncated = 0
+    for (index, tokens, types), (a, b, _) in zip(segments_of(arrays), sizes, strict=True):
+        kept_a, kept_b = a, b
+        while kept_a + kept_b > room:  # the published rule, a token at a time
+            kept_a, kept_b = (kept_a - 1, kept_b) if kept_a > kept_b else (kept_a, kept_b - 1)
+        truncated += (kept_a, kept_b) != (a, b)
+        expected = [CLS, *range(10, 10 + kept_a), SEP, *range(100, 100 + kept_b), SEP]
+        assert (tokens, types) == (expected, [0] * (kept_a + 2) + [1] * (kept_b + 1)), index
+    assert report["truncated"] == truncated
+    present = arrays["segments"].max(1)[:, None] > np.arange(segments)
+    for index, label in zip(arrays["example"][present][:, 1], arrays["labels"][present], strict=True):
+        assert "abc"[label] == labels[index]
+    assert (arrays["labels"][~present] == 0).all()
+
+
+def test_a_text_is_cut_at_its_end():
+    arrays, report = label_examples(records(["5 6 7 8 9", "5"]), Numbers(), 5, None, truncate=True)
+    assert arrays["tokens"].tolist() == [[CLS, 5, 6, 7, SEP], [CLS, 5, SEP, 0, 0]]
+    assert report["truncated"] == 1
+
+
+CLASSES = ("no", "yes")
+ERRORS = [
+    (lambda: label_examples(records(["7", some(9)]), Numbers(), 8, CLASSES), r"f:2: 9 tokens, .*length=8 has room for 6; set truncate=True or length=11"),
+    (lambda: label_examples(records([some(4)], [some(5)]), Numbers(), 8, CLASSES), r"f:1: 9 tokens, .* has room for 5; set .*length=12"),
+    (lambda: label_examples(records(["7"], labels=["maybe"]), Numbers(), 8, CLASSES), r"f:1: label 'maybe' is not among classes=\('no', 'yes'\)"),
+    (lambda: label_examples(records(["7"], labels=["good"]), Numbers(), 8, None), "f:1: label 'good' is not a finite number; classes=None means"),
+    (lambda: label_examples(records(["7"], labels=["nan"]), Numbers(), 8, None), "f:1: label 'nan' is not a finite number"),
+    (lambda: label_examples(records(["7", "8"], labels=["yes", None]), Numbers(), 8, CLASSES), "1 of 2 records have a label; expected all"),
+    (lambda: label_examples([], Numbers(), 8, CLASSES), "the source holds no record"),
+    (lambda: label_examples(records(["7"]), Numbers(), 3, CLASSES), "length=3: expected more than the 3 special tokens"),
+    (lambda: pack_documents(records(["7"]), Numbers(), 2), "length=2: expected more than the 2 special tokens"),
+    (lambda: pack_documents(records(["7"]), Numbers(), 8, 0), "segments=0: expected at least 1 to a row"),
+    (lambda: pack_documents(records(["", " "]), Numbers(), 8), "none of 2 documents has a token"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), ERRORS)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_empty_rows():
+    arrays = label_examples(records(["7"], labels=["2"]), Numbers(), 6, None, segments=3).arrays
+    empty = empty_rows(arrays, 4)
+    assert {k: (v.shape, v.dtype) for k, v in empty.items()} == {k: ((4, *v.shape[1:]), v.dtype) for k, v in arrays.items()}
+    assert not any(array.any() for array in empty.values())

@@ -1,0 +1,153 @@
+"""The trained tokenizer: fixed special ids, a round trip for any text, the same bytes every time, clear refusals."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.data.source import Record
+from train.data.tokenizer import _MAX_CHARACTERS, SPACE, SPECIAL, _sentences, load_sentencepiece, train_sentencepiece
+
+WORDS = "the cat sat on a mat while rain fell over green hills and slow rivers ran down to cold seas again".split()
+CORPUS = [Record(" ".join(WORDS[i % 7 : i % 13 + 7] + WORDS[:: i % 5 + 1]), None, None, f"x:{i}") for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return train_sentencepiece(CORPUS, folder / "new" / "a.model", size=320)
+
+
+def test_vocab(tokenizer):
+    vocab = tokenizer.vocab
+    assert tokenizer.pieces(range(5)) == list(SPECIAL)
+    assert (vocab.size, vocab.pad, vocab.unk, vocab.cls, vocab.sep, vocab.mask) == (320, 0, 1, 2, 3, 4)
+    assert vocab.special == (0, 1, 2, 3, 4)
+    pieces = tokenizer.pieces(range(320))
+    assert vocab.word_starts.dtype == bool
+    assert vocab.word_starts.tolist() == [i < 5 or piece[0] == SPACE for i, piece in enumerate(pieces)]
+
+
+def test_encode(tokenizer):
+    one, none, spelled = tokenizer.encode(["the cat", "", "[MASK] [CLS]"])
+    assert one.dtype == none.dtype == np.int32
+    assert none.shape == (0,)
+    assert tokenizer.pieces(one)[0].startswith(SPACE)
+    assert min(spelled) > 4, "a text that spells a special piece is text"
+    assert tokenizer.decode(spelled) == "[MASK] [CLS]"
+    assert tokenizer.decode(np.array([2, *one, 3, 0])) == "the cat"
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "So"]), min_size=1), min_size=1))
+def test_every_text_comes_back(tokenizer, words):
+    import unicodedata
+
+    text = unicodedata.normalize("NFKC", " ".join(words))
+    ids = tokenizer.encode([text])[0]
+    assert tokenizer.vocab.unk not in ids
+    again = tokenizer.encode([tokenizer.decode(ids)])[0]
+    np.testing.assert_array_equal(again, ids)
+
+
+def test_words_begin_where_words_begin(tokenizer):
+    text = " ".join(WORDS)
+    assert tokenizer.vocab.word_starts[tokenizer.encode([text])[0]].sum() == len(WORDS)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_training_is_deterministic(folder, kind):
+    made = [train_sentencepiece(CORPUS, folder / f"{kind}{i}.model", 310, kind, sentences=40) for i in range(2)]
+    assert made[0].vocab.fingerprint == made[1].vocab.fingerprint
+    assert (folder / f"{kind}0.model").read_bytes() == (folder / f"{kind}1.model").read_bytes()
+
+
+def test_loading_gives_the_same_tokenizer(folder, tokenizer):
+    for again in (load_sentencepiece(folder / "new" / "a.model"), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.vocab.fingerprint == tokenizer.vocab.fingerprint
+        np.testing.assert_array_equal(again.encode(["the cat"])[0], tokenizer.encode(["the cat"])[0])
+
+
+def test_lowercase(folder):
+    tokenizer = train_sentencepiece(CORPUS, folder / "lower.model", 310, lowercase=True)
+    np.testing.assert_array_equal(*tokenizer.encode(["The CAT", "the cat"]))
+
+
+def test_without_byte_fallback_an_unseen_character_is_unknown(folder):
+    tokenizer = train_sentencepiece(CORPUS, folder / "plain.model", 60, byte_fallback=False)
+    assert tokenizer.vocab.unk in tokenizer.encode(["\u6f22"])[0]
+
+
+def test_pairs_are_trained_on_too(folder):
+    records = [record._replace(pair="zebra") for record in CORPUS]
+    assert SPACE + "zebra" in train_sentencepiece(records, folder / "pair.model", 320).pieces(range(320))
+
+
+def test_training_is_silent_and_leaves_nothing_else(tmp_path, capfd):
+    train_sentencepiece(CORPUS, tmp_path / "a.model", 310)
+    assert capfd.readouterr() == ("", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.model"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_size_too_large_says_the_largest_that_works(tmp_path, kind):
+    with pytest.raises(ValueError, match=r"size=5000: the texts carry at most \d+ pieces; set size=") as caught:
+        train_sentencepiece(CORPUS, tmp_path / "a.model", 5000, kind)
+    assert list(tmp_path.iterdir()) == []
+    largest = int(str(caught.value).rsplit("set size=", 1)[1].split()[0])
+    assert train_sentencepiece(CORPUS, tmp_path / "a.model", largest, kind).vocab.size == largest
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        (CORPUS, {"size": 50}, r"size=50: characters, bytes and specials alone take \d+; set size above"),
+        (CORPUS, {"kind": "wordpiece"}, "kind='wordpiece': expected \"unigram\" or \"bpe\""),
+        ([Record(" \n", None, None, "x:1")], {}, "the source holds no text to train a tokenizer on"),
+    ],
+)
+def test_training_errors(tmp_path, source, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train_sentencepiece(source, tmp_path / "a.model", **arguments)
+
+
+def test_loading_errors(tmp_path, folder, tokenizer):
+    import io
+
+    import sentencepiece
+
+    with pytest.raises(ValueError, match="no tokenizer at .*nowhere; expected the .model file"):
+        load_sentencepiece(tmp_path / "nowhere")
+    (tmp_path / "a.model").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="a.model is not a SentencePiece model"):
+        load_sentencepiece(tmp_path / "a.model")
+    model = io.BytesIO()
+    texts = iter([record.text for record in CORPUS])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    (tmp_path / "b.model").write_bytes(model.getvalue())
+    with pytest.raises(ValueError, match=r"b.model: the model has no piece \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"):
+        load_sentencepiece(tmp_path / "b.model")
+
+
+@given(st.lists(st.text(st.sampled_from("ab\u6f22 \n\t"), max_size=5).map(lambda s: s * 700), max_size=3))
+def test_sentences_are_short_and_lose_nothing(texts):
+    found = list(_sentences(Record(text, None, None, "") for text in texts))
+    assert all(0 < len(sentence) <= _MAX_CHARACTERS for sentence in found)
+    assert "".join("".join(found).split()) == "".join("".join(texts).split())
+
+
+def test_sentences_are_cut_at_spaces():
+    text = " ".join(["abcdefg"] * 1000)
+    assert [word for sentence in _sentences([Record(text, None, None, "")]) for word in sentence.split()] == text.split()
+
+
+def test_the_trainer_skips_no_sentence(tmp_path):
+    odd = [record._replace(text=f"zebra \0 \u2585 {record.text}") for record in CORPUS]
+    assert SPACE + "zebra" in train_sentencepiece(odd, tmp_path / "a.model", 320).pieces(range(320))

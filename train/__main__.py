@@ -1,0 +1,87 @@
+"""Runs the stages of a config, one after another, each resumed where it was."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+_HELP = """Trains the stages of a config.
+
+  python -m train --config=configs/demo.py --workdir=runs/demo
+  python -m train --config=configs/demo.py --workdir=runs/demo --config.pretrain.steps=100
+  python -m train --config=configs/demo.py --workdir=runs/demo --stage=pretrain
+  python -m train --config=configs/demo.py --workdir=runs/other --fork=runs/demo --config.pretrain.seed=1
+
+Run again on the same workdir, it resumes exactly. What may change then: steps, evaluations, logging, mesh, microbatches.
+What may not: seed, data, objective, architecture, optimizer (an error names the difference; --fork starts a new workdir
+from the old one's checkpoints). Any key of the config is overridden by its path, as in --config.STAGE.key=value.
+"""
+
+
+def compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start is quick."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/rootstock/xla").expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run(config, workdir: Path, stage: str | None = None, fork: Path | None = None) -> None:
+    """Trains all the stages of a config, or one; a notebook may call this."""
+    import shutil
+
+    from train import build, loop
+
+    config = build.plain(config)
+    names = build.stages(config)
+    if stage is not None and stage not in names:
+        raise ValueError(f"--stage={stage}: the config's stages are {', '.join(names)}")
+    if fork is not None and not (workdir / "tokenizer.model").exists() and (fork / "tokenizer.model").exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(fork / "tokenizer.model", workdir / "tokenizer.model")
+    for name in names if stage is None else (stage,):
+        loop.fit(build.stage(config, name, workdir), workdir, fork=fork)
+
+
+def check_package() -> None:
+    """`train` is a common name: raises ValueError where another package of that name comes first on the path."""
+    import train
+
+    here = Path(__file__).resolve().parent
+    found = Path(train.__file__ or "").resolve().parent
+    if found != here:
+        raise ValueError(f"`import train` finds {found}, not Rootstock's {here}: run from the repository's root")
+
+
+def main() -> None:
+    from ml_collections import config_flags
+
+    config = config_flags.DEFINE_config_file("config", help_string="the config file; its keys are overridden by path")
+    workdir = flags.DEFINE_string("workdir", None, "the folder for checkpoints, data, logs; made where absent")
+    stage = flags.DEFINE_string("stage", None, "the one stage to run, instead of all in order")
+    fork = flags.DEFINE_string("fork", None, "a workdir to start a new one from")
+    flags.mark_flags_as_required(["config", "workdir"])
+    sys.modules["__main__"].__doc__ = _HELP
+
+    def start(argv):
+        if len(argv) > 1:
+            sys.exit(f"unexpected arguments {argv[1:]}; see --help")
+        from absl import logging
+
+        from train.loop import Stopped
+
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+        try:
+            check_package()
+            compilation_cache()
+            run(config.value, Path(workdir.value), stage.value, Path(fork.value) if fork.value else None)
+        except (ValueError, Stopped) as error:
+            # what a user can mend is said, without the program's insides
+            sys.exit(f"error: {error}")
+
+    app.run(start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""From a config to a Stage: the one place where names become objects, every key checked against what takes it."""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from model.backbone import backbone
+from model.config import BackboneConfig, sized
+from model.types import Backbone
+from objectives.types import Objective, Vocab
+from train import sharding, tree
+from train import step as training
+from train.stage import Carry, Stage
+
+_SPECIAL = ("pad", "unk", "cls", "sep", "mask")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The keys of a stage in a config. Those that name a `factory` ("module:function") hold its arguments beside it.
+
+    backbone:    `size` and changes to it (see `model.config`); merged over the config's own `backbone`
+    objective:   a factory of `objectives/`
+    data:        a factory of `train.data.rows`, with its `source`
+    optimizer:   a factory of `train.optimizer`
+    schedule:    a factory of `train.schedule`
+    batch:       rows a step, over the whole mesh
+    steps, epochs:  one of them
+    mesh:        "data=2,fsdp=4,tensor=1"; -1 for what is left
+    carry:       `stage` (of this workdir) or `checkpoint` (a stage's folder), with `rules` and `resize`; `best` to take
+                 the best on dev rather than the last
+    learned:     rules [(pattern of paths, False or one bool a layer)]; what no rule names is learned
+    view:        import path of a function of the params tree, applied before it is used
+    evals:       data by name, each as `data`
+    the rest:    see `train.stage.Stage`
+    """
+
+    objective: dict
+    data: dict
+    optimizer: dict
+    schedule: dict
+    batch: int
+    backbone: dict = field(default_factory=dict)
+    steps: int | None = None
+    epochs: float | None = None
+    seed: int = 0
+    mesh: str = "data=-1"
+    microbatches: int = 1
+    carry: dict | None = None
+    learned: tuple = ()
+    view: str | None = None
+    evals: dict = field(default_factory=dict)
+    eval_every: int = 0
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 2
+    best: str | None = None
+    patience: int | None = None
+
+
+# what may not change under a workdir; the rest (steps, evaluations, logging, mesh, microbatches) may
+_IDENTITY = ("objective", "data", "optimizer", "schedule", "batch", "seed", "carry", "learned", "view")
+_RUNTIME = ("scan", "remat")  # of the backbone: how, not what
+
+
+def plain(config: Any) -> Any:
+    """A config as plain dicts, tuples and values."""
+    if isinstance(config, Mapping) or hasattr(config, "items"):
+        return {k: plain(v) for k, v in config.items()}
+    return tuple(plain(v) for v in config) if isinstance(config, list | tuple) else config
+
+
+def stages(config: dict) -> tuple[str, ...]:
+    """The names of a config's stages, in order. Raises ValueError for a config without, or with a stray key."""
+    if not config.get("stages"):
+        raise ValueError('the config names no stages: set config.stages = ("pretrain", ...) and a section for each')
+    names = tuple(config["stages"])
+    _check_keys("the config", config, {"stages", "tokenizer", "backbone", *names}, {"tokenizer", *names})
+    return names
+
+
+def spec(config: dict, name: str) -> Spec:
+    """A stage's section, checked."""
+    if name not in stages(config):
+        raise ValueError(f"the config has no stage {name!r}; its stages are {', '.join(config['stages'])}")
+    section = dict(config[name])
+    required = {f.name for f in dataclasses.fields(Spec) if _required(f)}
+    _check_keys(name, section, {f.name for f in dataclasses.fields(Spec)}, required)
+    section["backbone"] = config.get("backbone", {}) | section.get("backbone", {})
+    made = Spec(**section)
+    if (made.steps is None) == (made.epochs is None):
+        raise ValueError(f"{name} needs either steps or epochs; found steps={made.steps}, epochs={made.epochs}")
+    return made
+
+
+def _required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _check_keys(where: str, found: dict, known: set[str], required: set[str]) -> None:
+    for key in sorted(found.keys() - known):
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(sorted(known))}"
+        raise ValueError(f"{where} has no key {key!r}; {hint}")
+    if missing := sorted(required - found.keys()):
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+
+
+def load(path: str) -> Callable:
+    """The object at "module:name"."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f'no such factory as {path!r} ({error}); write "module:function"') from error
+
+
+def call(section: dict, where: str, *args: Any, **extra: Any) -> Any:
+    """Calls a section's `factory` with `args`, `extra` and the section's other keys, nested factories made first.
+
+    Raises ValueError for a key that the factory does not take, naming the nearest, and for one that it lacks.
+    """
+    if "factory" not in section:
+        raise ValueError(f'{where} needs a factory, as in factory="objectives.mlm:mlm"')
+    factory = load(section["factory"])
+    parameters = list(inspect.signature(factory).parameters.values())
+    given = {p.name for p in parameters[: len(args)]} | extra.keys()
+    known = {p.name for p in parameters} - given
+    required = {p.name for p in parameters if p.default is p.empty} - given
+    keys = {k: v for k, v in section.items() if k != "factory"}
+    _check_keys(f"{where} ({section['factory']})", keys, known, required)
+    made = {k: call(v, f"{where}.{k}") if isinstance(v, dict) and "factory" in v else v for k, v in keys.items()}
+    return factory(*args, **made, **extra)
+
+
+def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Objective]:
+    """The backbone and the objective of a stage."""
+    keys = dict(made.backbone)
+    known = {f.name for f in dataclasses.fields(BackboneConfig)} - {"V"} | {"size"}
+    _check_keys(f"{name}.backbone", keys, known, {"size"})
+    config = sized(keys.pop("size"), V=vocab.size, **keys)
+    bb = backbone(config, sharding.constrainer(mesh))
+    return bb, call(made.objective, f"{name}.objective", bb, vocab)
+
+
+def tokenizer(config: dict, workdir: Path) -> Any:
+    """The config's tokenizer, kept in the workdir: trained or loaded there once, and found there ever after."""
+    from train.data.tokenizer import load_sentencepiece
+
+    path = workdir / "tokenizer.model"
+    if path.exists():
+        return load_sentencepiece(path)
+    section = config["tokenizer"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if "out" in inspect.signature(load(section["factory"])).parameters:
+        return call(section, "tokenizer", out=path)
+    made = call(section, "tokenizer")
+    shutil.copyfile(section["path"], path)
+    return made
+
+
+def rows(section: dict, where: str, tok: Any, workdir: Path) -> Any:
+    """Tokenized rows of a `data` section, cached in the workdir under a hash of all that they are made from."""
+    from train.data.cache import cached
+
+    source = call(section["source"], f"{where}.source") if "source" in section else None
+    key = {"section": section, "source": source.fingerprint if source else "", "tokenizer": tok.vocab.fingerprint}
+    keys = {k: v for k, v in section.items() if k != "source"}
+    return cached(workdir / "data", key, lambda: call(keys, where, source, tok))
+
+
+def stage(config: dict, name: str, workdir: Path) -> Stage:
+    """A stage, ready to run on this machine's devices.
+
+    Raises ValueError for anything in the config that cannot be: an unknown key, a head count that does not divide, a
+    mesh that does not match the devices, a file that is not there.
+    """
+    made = spec(config, name)
+    mesh = sharding.make_mesh(sharding.parse(made.mesh))
+    sharding.check_rows(made.batch, made.microbatches, dict(mesh.shape))
+    _check_offline(made, name)
+    tok = tokenizer(config, workdir)
+    bb, objective = model(made, name, tok.vocab, mesh)
+    data = rows(made.data, f"{name}.data", tok, workdir)
+    count = len(data.arrays["tokens"])
+    steps = made.steps if made.steps is not None else math.ceil(made.epochs * count / made.batch)
+    schedule, optimizer, learned = optimization(made, name, bb, objective, steps)
+    evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir).arrays for k, v in made.evals.items()}
+    source_of = {"data": data.report.get("fingerprint", ""), "tokenizer": tok.vocab.fingerprint}
+    identity = identity_of(made) | {"sources": source_of}
+    return Stage(
+        name=name, backbone=bb, objective=objective, vocab=tok.vocab, rows=data.arrays, batch=made.batch, steps=steps,
+        optimizer=optimizer, schedule=schedule, learned=learned, mesh=mesh, seed=made.seed,
+        microbatches=made.microbatches, view=load(made.view) if made.view else training.identity,
+        carry=_carry(made, name, workdir), evals=evals, eval_every=made.eval_every, log_every=made.log_every,
+        save_every=made.save_every, keep=made.keep, best=made.best, patience=made.patience, identity=identity,
+        provenance=provenance(config, name, bb, tok.vocab),
+    )  # fmt: skip
+
+
+def _check_offline(made: Spec, name: str) -> None:
+    """What is wrong with numbers alone, before any data is read."""
+    if made.best is not None and made.best.lstrip("-").split("/")[0] not in made.evals:
+        raise ValueError(
+            f"{name}.best={made.best!r} must be a metric of one of its evals ({', '.join(made.evals) or 'none'}), as in "
+            f'"dev/accuracy", or "-dev/loss" for the least'
+        )
+    if made.patience is not None and made.best is None:
+        raise ValueError(f"{name}.patience={made.patience} waits for a better {name}.best, which is not set")
+
+
+def optimization(made: Spec, name: str, bb: Backbone, objective: Objective, steps: int) -> tuple:
+    """(schedule, optimizer, learned): the optimizer over the learned leaves alone."""
+    schedule = call(made.schedule, f"{name}.schedule", steps)
+    shapes = jax.eval_shape(lambda key: training.init(key, backbone=bb, objective=objective), jax.random.key(0))
+    learned = tree.resolve([tuple(rule) for rule in made.learned], shapes, True)
+    axes, _ = tree.split_axes(training.axes(bb, objective), learned)
+    return schedule, call(made.optimizer, f"{name}.optimizer", axes, schedule), learned
+
+
+def _carry(made: Spec, name: str, workdir: Path) -> Carry | None:
+    if made.carry is None:
+        return None
+    _check_keys(f"{name}.carry", made.carry, {"stage", "checkpoint", "best", "rules", "resize"}, set())
+    if ("stage" in made.carry) == ("checkpoint" in made.carry):
+        raise ValueError(f"{name}.carry needs either stage or checkpoint; found {made.carry}")
+    folder = workdir / made.carry["stage"] if "stage" in made.carry else Path(made.carry["checkpoint"])
+    options = {k: v for k, v in made.carry.items() if k in ("rules", "resize")}
+    return Carry(folder / ("best" if made.carry.get("best") else "checkpoints"), **options)
+
+
+def identity_of(made: Spec) -> dict:
+    """What of a stage may not change under its workdir."""
+    kept = {k: getattr(made, k) for k in _IDENTITY}
+    return kept | {"backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}}
+
+
+def provenance(config: dict, name: str, bb: Backbone, vocab: Vocab) -> dict:
+    """What a checkpoint says of itself: config, architecture, tokenizer, special ids, dtypes, versions."""
+    packages = ("rootstock", "jax", "flax", "optax", "orbax-checkpoint")
+    return {
+        "stage": name,
+        "config": config,
+        "backbone": dataclasses.asdict(bb.config),
+        "tokenizer": vocab.fingerprint,
+        "special": {k: int(getattr(vocab, k)) for k in _SPECIAL},
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+    }
+
+
+def example_batch(made: Spec, name: str, vocab: Vocab) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a stage's batch, from its `data` section with a word in place of its source: no file is read."""
+    from train.data.source import Record
+
+    section = made.data.get("source", {})
+    classes = made.data.get("classes")
+    label = None if section.get("label") is None else (str(classes[0]) if classes else "0")
+    record = Record("a", "a" if section.get("pair") is not None else None, label, "a stand-in")
+
+    class OneToken:
+        def __init__(self):
+            self.vocab = vocab
+
+        def encode(self, texts):
+            return [np.array([vocab.size - 1], np.int32) for _ in texts]
+
+    keys = {k: v for k, v in made.data.items() if k != "source"}
+    arrays = call(keys, f"{name}.data", [record], OneToken()).arrays
+    return {k: jax.ShapeDtypeStruct((made.batch, *x.shape[1:]), _device_dtype(k, x)) for k, x in arrays.items()}
+
+
+def _device_dtype(name: str, x: np.ndarray) -> Any:
+    return {"example": np.uint32, "labels": x.dtype}.get(name, np.int32)
+
+
+def stand_in_vocab(config: dict) -> Vocab:
+    """A vocabulary of the config's size, where no tokenizer has been trained: for plans."""
+    size = config["tokenizer"].get("size")
+    if size is None:
+        raise ValueError("the config's tokenizer gives no size; a plan without data needs one")
+    return Vocab(size, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), np.ones(size, bool), "none")

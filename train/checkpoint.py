@@ -1,0 +1,94 @@
+"""Checkpoints through Orbax: params as an item of their own, the rest of the state beside it, provenance as JSON."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from train.state import TrainState
+
+
+def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    # named handlers: a manager that has saved nothing yet could not read an item's metadata without
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "rest": ocp.StandardCheckpointHandler(),
+        "provenance": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+
+
+class Store:
+    """The checkpoints of one stage in one folder. Saving is asynchronous: `close` waits for what is under way."""
+
+    def __init__(self, folder: Path, keep: int | None):
+        self.folder = folder
+        self._manager = _manager(folder, keep)
+
+    def latest(self) -> int | None:
+        """The number of the newest whole checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, step: int, provenance: dict) -> None:
+        """Saves unless that step is there already."""
+        if step in self._manager.all_steps():
+            return
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                rest=ocp.args.StandardSave(rest),
+                provenance=ocp.args.JsonSave(provenance),
+            ),
+        )
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at a step; `like` has its shapes, dtypes and shardings."""
+        rest = {"step": like.step, "opt_state": like.opt_state}
+        got = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(like.params), rest=ocp.args.StandardRestore(rest)
+            ),
+        )  # fmt: skip
+        return TrainState(got["rest"]["step"], got["params"], got["rest"]["opt_state"])
+
+    def provenance(self, step: int) -> dict:
+        return self._manager.restore(step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))["provenance"]
+
+    def close(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def read_params(folder: Path, step: int | None = None) -> tuple[Any, dict, int]:
+    """(params as numpy arrays, provenance, step) of a stage's checkpoint, the newest unless a step is given.
+
+    Raises ValueError where there is none.
+    """
+    steps = steps_in(folder)
+    if not steps or (step is not None and step not in steps):
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise ValueError(f"{folder} holds {wanted} (found: {steps or 'none'})")
+    step = steps[-1] if step is None else step
+    with _manager(folder, None) as manager:
+        shapes = manager.item_metadata(step)["params"]
+        like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=_one_device()), shapes)
+        got = manager.restore(
+            step,
+            args=ocp.args.Composite(params=ocp.args.StandardRestore(like), provenance=ocp.args.JsonRestore()),
+        )
+    return jax.tree.map(np.asarray, got["params"]), got["provenance"], step
+
+
+def _one_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Numbers of the whole checkpoints in a folder; one that was being written when its run was killed is none."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []

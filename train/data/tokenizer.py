@@ -1,0 +1,181 @@
+"""Tokenizers: text to ids and back, with the special ids fixed for every vocabulary that is trained here."""
+
+import io
+import os
+import random
+import re
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from objectives.types import Vocab
+from train.data.source import Record
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
+SPACE = "\u2581"  # SentencePiece writes a space as this and puts it at the front of a word
+
+_MAX_CHARACTERS = 1000  # of a training sentence; UTF-8 makes at most 4 bytes of each
+# As many words as fit, else a cut through a word too long (or through a script without spaces).
+_SENTENCE = re.compile(rf"\S(?:.{{0,{_MAX_CHARACTERS - 2}}}\S)?(?=\s|$)|\S{{1,{_MAX_CHARACTERS}}}", re.MULTILINE)
+_RESERVED = str.maketrans({"\0": " ", "\u2585": " "})  # the trainer skips a sentence that holds one of these
+# The sums of a thread are rounded in its order, so pieces depend on the number of threads: one number for all machines.
+_TRAINER_THREADS = 16
+
+
+class Tokenizer(Protocol):
+    """What the pipeline asks of a tokenizer. `vocab.fingerprint` tells two apart."""
+
+    @property
+    def vocab(self) -> Vocab: ...
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, int32 [tokens], with no special ids added."""
+        ...
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids [tokens]; special ids leave nothing."""
+        ...
+
+    def pieces(self, ids: Any) -> list[str]:
+        """The piece of each id, to show what the model sees."""
+        ...
+
+
+class SentencePiece:
+    """A Tokenizer over the bytes of a SentencePiece model, made by `load_sentencepiece` or `train_sentencepiece`."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        pieces = self.pieces(range(self._processor.get_piece_size()))
+        missing = [name for name in SPECIAL if name not in pieces]
+        if missing:
+            raise ValueError(
+                f"the model has no piece {', '.join(missing)}; expected {', '.join(SPECIAL)}: train it here"
+            )
+        pad, unk, cls, sep, mask = special = tuple(pieces.index(name) for name in SPECIAL)
+        word_starts = np.array([piece.startswith(SPACE) for piece in pieces])
+        word_starts[list(special)] = True
+        fingerprint = blake2b(model, digest_size=16).hexdigest()
+        self.vocab = Vocab(len(pieces), pad, unk, cls, sep, mask, special, word_starts, fingerprint)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        return self._processor.encode_as_numpy(texts, num_threads=os.cpu_count())
+
+    def decode(self, ids: Any) -> str:
+        return self._processor.decode([int(i) for i in ids])
+
+    def pieces(self, ids: Any) -> list[str]:
+        return self._processor.id_to_piece([int(i) for i in ids])
+
+    def __reduce__(self):
+        return SentencePiece, (self._processor.serialized_model_proto(),)
+
+
+def load_sentencepiece(path: str | os.PathLike) -> SentencePiece:
+    """Loads a model written by `train_sentencepiece`.
+
+    Raises:
+      ValueError: there is no such file, it is no SentencePiece model, or it lacks the special pieces.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no tokenizer at {path}; expected the .model file that train_sentencepiece writes")
+    try:
+        return SentencePiece(path.read_bytes())
+    except RuntimeError:
+        raise ValueError(f"{path} is not a SentencePiece model; expected the file train_sentencepiece writes") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def train_sentencepiece(
+    source: Iterable[Record],
+    out: str | os.PathLike,
+    size: int = 8192,
+    kind: str = "unigram",
+    lowercase: bool = False,
+    byte_fallback: bool = True,
+    sentences: int = 20_000,
+) -> SentencePiece:
+    """Trains a vocabulary of `size` pieces on the texts and pairs of `source` and writes it to `out`.
+
+    Texts are cut into sentences of at most 1,000 characters, at spaces, of which a uniform sample of at most
+    `sentences` is used. The same source and arguments give the same bytes. Ids: 0 [PAD], 1 [UNK], 2 [CLS], 3 [SEP],
+    4 [MASK]; with `byte_fallback` the next 256 are bytes, so that nothing is unknown.
+
+    Raises:
+      ValueError: the texts cannot carry a vocabulary of this size (it says which they can), or there is no text.
+    """
+    import sentencepiece
+
+    if kind not in ("unigram", "bpe"):
+        raise ValueError(f'kind={kind!r}: expected "unigram" or "bpe"')
+    sample = _sample(_sentences(source), sentences)
+    if not sample:
+        raise ValueError("the source holds no text to train a tokenizer on; expected at least one word")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=size,
+            byte_fallback=byte_fallback,
+            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+            max_sentence_length=4 * _MAX_CHARACTERS,
+            num_threads=_TRAINER_THREADS,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=SPECIAL[0],
+            unk_piece=SPECIAL[1],
+            bos_piece=SPECIAL[2],
+            eos_piece=SPECIAL[3],
+            control_symbols=[SPECIAL[4]],  # the first free id, and never made from a text that spells it
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _size_error(size, str(error)) from error
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial.write_bytes(model.getvalue())
+    os.replace(partial, out)
+    return SentencePiece(model.getvalue())
+
+
+def _size_error(size: int, message: str) -> Exception:
+    if found := re.search(r"too high .* <= (\d+)", message):
+        return ValueError(
+            f"size={size}: the texts carry at most {found[1]} pieces; set size={found[1]} or give more text"
+        )
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return ValueError(
+            f"size={size}: characters, bytes and specials alone take {found[1]}; set size above {found[1]}"
+        )
+    return RuntimeError(message)
+
+
+def _sentences(source: Iterable[Record]) -> Iterator[str]:
+    for record in source:
+        for text in (record.text, record.pair):
+            if text:
+                yield from _SENTENCE.findall(text.translate(_RESERVED))
+
+
+def _sample(items: Iterable[str], most: int) -> list[str]:
+    """A uniform sample (Vitter 1985, algorithm R). Not left to the trainer, whose own draw is seeded by the clock."""
+    rng = random.Random(0)
+    sample: list[str] = []
+    for n, item in enumerate(items):
+        if n < most:
+            sample.append(item)
+        elif (place := rng.randrange(n + 1)) < most:
+            sample[place] = item
+    return sample

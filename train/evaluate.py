@@ -1,0 +1,99 @@
+"""Evaluation: losses and ratios as sums over a data set, and scores of its predictions."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model import random
+from model.types import Backbone
+from objectives import types
+from objectives.types import Objective
+from train.step import corrupted, identity
+
+
+def evaluator(
+    backbone: Backbone, objective: Objective, view: Callable[[Any], Any] = identity
+) -> Callable[[Any, dict], tuple[Any, dict]]:
+    """(params, batch) -> (Sums, predictions or {}): no dropout, corruption by a key of its own, always the same."""
+
+    def one(params, batch):
+        viewed = view(params)
+        encode = partial(backbone.encode, viewed["backbone"])
+        key, step = random.key(0), jnp.int32(0)
+        predictions = objective.predict(viewed, encode, batch) if objective.scores else {}
+        batch = corrupted(batch, key, step, objective)
+        sums = objective.loss(viewed, encode, batch, None, step)
+        return (sums if objective.join is None else objective.join(viewed, sums, batch)), predictions
+
+    return one
+
+
+def evaluate(run: Callable[[Any, dict], tuple[Any, dict]], params: Any, batches: Iterable[dict], scores) -> dict:
+    """Metrics over batches: loss, terms and ratios divided out at the end, scores over the predictions.
+
+    `run` is a (jitted) `evaluator`. Rows of padding count for nothing, and an example that comes twice counts once in
+    the scores.
+    """
+    total, gathered = None, []
+    for batch in batches:
+        sums, predictions = run(params, batch)
+        stacked = sums if total is None else jax.tree.map(lambda *x: jnp.stack(x), total, sums)
+        total = sums if total is None else types.add(stacked)
+        if scores:
+            wanted = {k: batch[k] for k in ("example", "segments", "labels")} | {
+                "prediction": predictions["prediction"]
+            }
+            gathered.append(_local(wanted))
+    if total is None:
+        raise ValueError("there is nothing to evaluate: the data set has no rows")
+    out = {name: float(x) for name, x in types.report(jax.device_get(total)).items()}
+    if scores:
+        labels, found = examples(gathered, "labels", "prediction")
+        out |= {name: score(name, labels, found) for name in scores}
+    return out
+
+
+def _local(arrays: dict) -> dict:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(arrays, tiled=True)
+    return jax.device_get(arrays)
+
+
+def examples(gathered: list[dict], *names: str) -> list[np.ndarray]:
+    """Arrays [B, S, ...] of many batches as one [examples, ...] each, in the order of the examples, none twice."""
+    whole = {k: np.concatenate([g[k] for g in gathered]) for k in ("example", "segments", *names)}
+    S = whole["example"].shape[1]
+    there = whole["segments"].max(1)[:, None] >= np.arange(1, S + 1)
+    _, first = np.unique(whole["example"][there], axis=0, return_index=True)
+    return [whole[name][there][first] for name in names]
+
+
+def score(name: str, labels: np.ndarray, found: np.ndarray) -> float:
+    """A score by the name GLUE gives it, from scikit-learn or SciPy.
+
+    f1 is of class 1 where there are two classes, else the macro average. Pearson's and Spearman's correlations are nan
+    where predictions are all alike.
+    """
+    # imported here: training need not wait for these
+    if name in ("pearson", "spearman"):
+        from scipy import stats
+
+        if np.ptp(found) == 0 or np.ptp(labels) == 0:
+            return float("nan")
+        return float({"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](labels, found)[0])
+    from sklearn import metrics
+
+    if name == "accuracy":
+        return float(metrics.accuracy_score(labels, found))
+    if name == "matthews":
+        return float(metrics.matthews_corrcoef(labels, found))
+    if name == "f1":
+        average = "binary" if max(labels.max(), found.max()) < 2 else "macro"
+        return float(metrics.f1_score(labels, found, average=average, zero_division=0.0))
+    raise ValueError(f"the score {name!r} is unknown; there are accuracy, f1, matthews, pearson and spearman")

@@ -1,0 +1,71 @@
+"""Floating-point operations, counted from the traced program: every matrix product, scanned bodies as often as run."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from model import random
+from model.types import Backbone, Batch
+from objectives.types import Objective
+
+# dense peak of one device by its kind and the computation's dtype, FLOP/s, from the vendors' data sheets
+PEAKS = {
+    "TPU v4": {"bfloat16": 275e12},
+    "TPU v5 lite": {"bfloat16": 197e12},
+    "TPU v5p": {"bfloat16": 459e12},
+    "TPU v6 lite": {"bfloat16": 918e12},
+    "NVIDIA A100": {"bfloat16": 312e12, "float32": 19.5e12},
+    "NVIDIA H100": {"bfloat16": 989e12, "float32": 67e12},
+    "NVIDIA H200": {"bfloat16": 989e12, "float32": 67e12},
+}
+
+
+def peak(device_kind: str, dtype: str) -> float | None:
+    """Peak FLOP/s of a device, None where it is not known."""
+    return next((by[dtype] for kind, by in PEAKS.items() if device_kind.startswith(kind) and dtype in by), None)
+
+
+def of(fn, *args: Any) -> int:
+    """Operations in the matrix products of fn(*args), two for each multiply-add. Nothing is run."""
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def of_loss(backbone: Backbone, objective: Objective, params: Any, batch: Batch, view=lambda params: params) -> int:
+    """Model FLOPs of a training step: three times those of the loss's forward pass, recomputation not counted."""
+
+    def forward(params, batch):
+        key, step = random.key(0), jnp.int32(0)
+        batch = jax.vmap(lambda row: objective.corrupt(key, row, step))(batch)
+        params = view(params)
+        out = objective.loss(params, partial(backbone.encode, params["backbone"]), batch, key, step)
+        return out if objective.join is None else objective.join(params, out, batch)
+
+    return 3 * of(forward, params, dict(batch))
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            inner = np.prod([eqn.invars[0].aval.shape[i] for i in contract], dtype=np.int64)
+            total += int(2 * inner * np.prod(eqn.outvars[0].aval.shape, dtype=np.int64))
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for inner_jaxpr in _inner(eqn):
+            total += times * _count(inner_jaxpr)
+    return total
+
+
+def _inner(eqn) -> list[core.Jaxpr]:
+    found = []
+    for value in eqn.params.values():
+        for x in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(x, core.ClosedJaxpr):
+                found.append(x.jaxpr)
+            elif isinstance(x, core.Jaxpr):
+                found.append(x)
+    return found

@@ -1,0 +1,118 @@
+"""What a run says: a progress bar on a terminal, plain lines elsewhere, every number to JSONL and TensorBoard."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train import flops
+from train.stage import Stage
+
+
+class Log:
+    """Of one stage, in its folder. Only the first process of several writes.
+
+    A resumed run appends to `metrics.jsonl`; steps that an interrupted run had logged past its last checkpoint come
+    twice, the later line being the one that counts.
+    """
+
+    def __init__(self, folder: Path, stage: Stage, flops_a_step: int):
+        self.stage = stage
+        self.writes = jax.process_index() == 0
+        segments = stage.rows["segments"]
+        self.tokens = stage.batch * segments.shape[1] * float((segments[:1024] > 0).mean())
+        peak = flops.peak(stage.mesh.devices.flat[0].device_kind, stage.backbone.config.dtype)
+        self.peak = peak and peak * stage.mesh.size
+        self.flops = flops_a_step
+        self.bar: Any = None
+        if not self.writes:
+            return
+        from tensorboardX import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(folder / "metrics.jsonl", "a")  # noqa: SIM115  (open as long as the run)
+        self.board = SummaryWriter(str(folder))
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if not self.writes:
+            return
+        if self.bar:
+            self.bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def begin(self, step: int) -> None:
+        """Starts the clock, and on a terminal the bar."""
+        self.clock, self.at = time.perf_counter(), step
+        if self.writes and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(self.stage.name, total=self.stage.steps, completed=step, note="")
+
+    def steps(self, numbers: list[int], reports: list[dict], schedule) -> None:
+        """Records the metrics of finished steps."""
+        elapsed = time.perf_counter() - self.clock
+        rate = (numbers[-1] - self.at) / elapsed
+        speed = {"tokens_per_second": rate * self.tokens, "steps_per_second": rate}
+        if self.peak:
+            speed["fraction_of_peak"] = rate * self.flops / self.peak
+        self.clock, self.at = time.perf_counter(), numbers[-1]
+        if not self.writes:
+            return
+        for n, report in zip(numbers, reports, strict=True):
+            line = {k: float(v) for k, v in report.items()} | {"learning_rate": float(schedule(n - 1))}
+            self._write(n, line | (speed if n == numbers[-1] else {}))
+        last = reports[-1]
+        note = f"loss {float(last['loss']):.4f}  {_short(speed['tokens_per_second'])} tokens/s"
+        if self.peak:
+            note += f"  {speed['fraction_of_peak']:.0%} of peak"
+        if self.bar:
+            self.bar.update(self.task, completed=numbers[-1], note=note)
+        else:
+            left = (self.stage.steps - numbers[-1]) / rate
+            self.say(f"{self.stage.name} {numbers[-1]}/{self.stage.steps}  {note}  {_clock(left)} left")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Records an evaluation."""
+        if self.writes:
+            self._write(step, metrics)
+            found = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items())
+            self.say(f"{self.stage.name} {step}/{self.stage.steps}  {found}")
+        # not the training's time
+        self.clock = time.perf_counter()
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        # JSON has no nan or infinity
+        tidy = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self.file.write(json.dumps({"step": step} | tidy) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+        if self.writes:
+            self.file.close()
+            self.board.close()
+
+
+def _short(x: float) -> str:
+    return f"{x / 1e6:.2f}M" if x >= 1e6 else f"{x / 1e3:.1f}k" if x >= 1e3 else f"{x:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,138 @@
+"""Where arrays live: one mesh of three axes, one table from logical names to mesh axes.
+
+`pmap` is not used: a jitted program over a one-axis mesh does its work, and the same program runs on any other mesh.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from train import tree
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# logical name -> the mesh axes that split it, if they divide it
+RULES: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "width": (),
+    # parameters
+    "layers": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "embed_out": (),
+    "heads": ("tensor",),
+    "head": (),
+    "mlp": ("tensor",),
+    "parts": (),
+    "positions": (),
+    "types": (),
+    "classes": (),
+}
+
+
+def parse(text: str) -> dict[str, int]:
+    """ "data=2,fsdp=4,tensor=1" -> {"data": 2, "fsdp": 4, "tensor": 1}; axes left out are 1. -1 takes the rest."""
+    shape = dict.fromkeys(MESH_AXES, 1)
+    for part in filter(None, text.split(",")):
+        name, _, size = part.partition("=")
+        if name not in shape or not size.lstrip("-").isdigit() or int(size) == 0 or int(size) < -1:
+            raise ValueError(f"mesh {text!r}: {part!r} must be one of {', '.join(MESH_AXES)} = a number, as in data=2")
+        shape[name] = int(size)
+    return shape
+
+
+def make_mesh(shape: dict[str, int], devices: list | None = None) -> Mesh:
+    """A mesh over all devices. One axis may be -1: what the others leave."""
+    devices = jax.devices() if devices is None else devices
+    known = math.prod(n for n in shape.values() if n != -1)
+    if list(shape.values()).count(-1) == 1 and len(devices) % known == 0:
+        shape = {name: len(devices) // known if n == -1 else n for name, n in shape.items()}
+    if math.prod(shape.values()) != len(devices):
+        wanted = ", ".join(f"{name}={n}" for name, n in shape.items())
+        raise ValueError(
+            f"the mesh {wanted} needs {abs(math.prod(shape.values()))} devices, and there are {len(devices)}: change "
+            f"mesh in the config, or see a larger one with `python -m launch.plan`"
+        )
+    # Auto: under the default, Explicit, a sharding constraint is an assertion
+    types = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=types, devices=devices)
+
+
+def abstract_mesh(shape: dict[str, int]) -> AbstractMesh:
+    """A mesh with no devices, for plans."""
+    return AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The partition of an array by its logical names. A dimension that its mesh axes do not divide stays whole."""
+    sizes = dict(mesh.shape)
+    out: list[Any] = []
+    for name, n in zip(names, shape, strict=False):
+        if name is not None and name not in RULES:
+            raise ValueError(f"the logical axis {name!r} has no rule; train/sharding.py knows {', '.join(RULES)}")
+        split = tuple(a for a in RULES[name] if sizes[a] > 1) if name else ()
+        out.append(split if split and n % math.prod(sizes[a] for a in split) == 0 else None)
+    while out and out[-1] is None:
+        out.pop()
+    return PartitionSpec(*[s[0] if isinstance(s, tuple) and len(s) == 1 else s for s in out])
+
+
+def specs(axes: Any, shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """A PartitionSpec for each leaf of a params tree."""
+    return jax.tree.map(lambda names, x: spec(names, x.shape, mesh), axes, shapes, is_leaf=tree.is_axes)
+
+
+def state_shardings(state: Any, axes: Any, mesh: Mesh) -> Any:
+    """NamedSharding for each leaf of a TrainState's shapes: moments lie as their parameters, all else is everywhere.
+
+    A leaf of the optimizer's state belongs to the parameter whose path ends its own and whose shape it has.
+    """
+    owners = {name: (names, x.shape) for (name, names), x in zip(
+        tree.leaves(axes, is_leaf=tree.is_axes).items(), jax.tree.leaves(state.params), strict=True
+    )}  # fmt: skip
+
+    def place(path, x):
+        name = tree.path_of(path)
+        for owner, (names, shape) in owners.items():
+            # a leaf of which some layers are frozen has moments for the others only
+            if name.endswith("/" + owner) and len(shape) == x.ndim and shape[1:] == x.shape[1:]:
+                return NamedSharding(mesh, spec(names, x.shape, mesh))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def constrainer(mesh: Mesh | None) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
+    """`(x, logical names) -> x`, placed; what the model and the step call on activations."""
+    if mesh is None:
+        return lambda x, names: x
+
+    def constrain(x, names):
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, x.shape, mesh)))
+
+    return constrain
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Of a batch: rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def check_rows(batch: int, microbatches: int, mesh_shape: dict[str, int]) -> None:
+    """Raises ValueError unless a batch divides into microbatches and each of those over the mesh."""
+    parts = math.prod(mesh_shape[a] for a in RULES["batch"])
+    if batch % (microbatches * parts):
+        raise ValueError(
+            f"a batch of {batch} rows does not divide into {microbatches} microbatches over {parts} devices "
+            f"(data * fsdp): make it a multiple of {microbatches * parts}"
+        )
+
+
+def bytes_of(x: Any) -> int:
+    return int(np.prod(x.shape, dtype=np.int64)) * np.dtype(x.dtype).itemsize
