@@ -75,7 +75,9 @@ def test_lines_says_where_bytes_are_not_utf8(tmp_path):
         list(files.lines(tmp_path / "a.txt"))
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"not gzip", lambda b: b[:60] + b"\xff" * 60 + b[120:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-20], lambda b: b"not gzip", lambda b: b[:60] + b"\xff" * 60 + b[120:]]
+)
 def test_lines_says_where_gzip_breaks(tmp_path, damage):
     whole = gzip.compress("\n".join(str(i * i) for i in range(1000)).encode())
     (tmp_path / "a.gz").write_bytes(damage(whole))

@@ -178,7 +178,10 @@ def test_prefetch_stops_its_thread_when_closed():
         (lambda: Loader({"a": np.ones(2), "b": np.ones(3)}, 2), r"rows of each array: {'a': 2, 'b': 3}"),
         (lambda: Loader(arrays(3), 0), "batch=0: expected at least 1 row"),
         (lambda: Loader(arrays(3), 1, seed=-1), "seed=-1: expected 0 <= seed"),
-        (lambda: Loader(arrays(9), 6).device(0, sharding(8, spec="data")), "batch=6 does not divide evenly by .*'data': 8"),
+        (
+            lambda: Loader(arrays(9), 6).device(0, sharding(8, spec="data")),
+            "batch=6 does not divide evenly by .*'data': 8",
+        ),
         (lambda: next(evaluation_batches(arrays(9), 6, sharding(8, spec="data"))), "batch=6 does not divide evenly"),
     ],
 )

@@ -174,14 +174,35 @@ def test_a_text_is_cut_at_its_end():
 
 CLASSES = ("no", "yes")
 ERRORS = [
-    (lambda: label_examples(records(["7", some(9)]), Numbers(), 8, CLASSES), r"f:2: 9 tokens, .*length=8 has room for 6; set truncate=True or length=11"),
-    (lambda: label_examples(records([some(4)], [some(5)]), Numbers(), 8, CLASSES), r"f:1: 9 tokens, .* has room for 5; set .*length=12"),
-    (lambda: label_examples(records(["7"], labels=["maybe"]), Numbers(), 8, CLASSES), r"f:1: label 'maybe' is not among classes=\('no', 'yes'\)"),
-    (lambda: label_examples(records(["7"], labels=["good"]), Numbers(), 8, None), "f:1: label 'good' is not a finite number; classes=None means"),
-    (lambda: label_examples(records(["7"], labels=["nan"]), Numbers(), 8, None), "f:1: label 'nan' is not a finite number"),
-    (lambda: label_examples(records(["7", "8"], labels=["yes", None]), Numbers(), 8, CLASSES), "1 of 2 records have a label; expected all"),
+    (
+        lambda: label_examples(records(["7", some(9)]), Numbers(), 8, CLASSES),
+        r"f:2: 9 tokens, .*length=8 has room for 6; set truncate=True or length=11",
+    ),
+    (
+        lambda: label_examples(records([some(4)], [some(5)]), Numbers(), 8, CLASSES),
+        r"f:1: 9 tokens, .* has room for 5; set .*length=12",
+    ),
+    (
+        lambda: label_examples(records(["7"], labels=["maybe"]), Numbers(), 8, CLASSES),
+        r"f:1: label 'maybe' is not among classes=\('no', 'yes'\)",
+    ),
+    (
+        lambda: label_examples(records(["7"], labels=["good"]), Numbers(), 8, None),
+        "f:1: label 'good' is not a finite number; classes=None means",
+    ),
+    (
+        lambda: label_examples(records(["7"], labels=["nan"]), Numbers(), 8, None),
+        "f:1: label 'nan' is not a finite number",
+    ),
+    (
+        lambda: label_examples(records(["7", "8"], labels=["yes", None]), Numbers(), 8, CLASSES),
+        "1 of 2 records have a label; expected all",
+    ),
     (lambda: label_examples([], Numbers(), 8, CLASSES), "the source holds no record"),
-    (lambda: label_examples(records(["7"]), Numbers(), 3, CLASSES), "length=3: expected more than the 3 special tokens"),
+    (
+        lambda: label_examples(records(["7"]), Numbers(), 3, CLASSES),
+        "length=3: expected more than the 3 special tokens",
+    ),
     (lambda: pack_documents(records(["7"]), Numbers(), 2), "length=2: expected more than the 2 special tokens"),
     (lambda: pack_documents(records(["7"]), Numbers(), 8, 0), "segments=0: expected at least 1 to a row"),
     (lambda: pack_documents(records(["", " "]), Numbers(), 8), "none of 2 documents has a token"),
@@ -197,5 +218,7 @@ def test_errors(make, message):
 def test_empty_rows():
     arrays = label_examples(records(["7"], labels=["2"]), Numbers(), 6, None, segments=3).arrays
     empty = empty_rows(arrays, 4)
-    assert {k: (v.shape, v.dtype) for k, v in empty.items()} == {k: ((4, *v.shape[1:]), v.dtype) for k, v in arrays.items()}
+    assert {k: (v.shape, v.dtype) for k, v in empty.items()} == {
+        k: ((4, *v.shape[1:]), v.dtype) for k, v in arrays.items()
+    }
     assert not any(array.any() for array in empty.values())

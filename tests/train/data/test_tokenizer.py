@@ -107,7 +107,7 @@ def test_a_size_too_large_says_the_largest_that_works(tmp_path, kind):
     ("source", "arguments", "message"),
     [
         (CORPUS, {"size": 50}, r"size=50: characters, bytes and specials alone take \d+; set size above"),
-        (CORPUS, {"kind": "wordpiece"}, "kind='wordpiece': expected \"unigram\" or \"bpe\""),
+        (CORPUS, {"kind": "wordpiece"}, 'kind=\'wordpiece\': expected "unigram" or "bpe"'),
         ([Record(" \n", None, None, "x:1")], {}, "the source holds no text to train a tokenizer on"),
     ],
 )
@@ -132,7 +132,9 @@ def test_loading_errors(tmp_path, folder, tokenizer):
         sentence_iterator=texts, model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
     )
     (tmp_path / "b.model").write_bytes(model.getvalue())
-    with pytest.raises(ValueError, match=r"b.model: the model has no piece \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"):
+    with pytest.raises(
+        ValueError, match=r"b.model: the model has no piece \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"
+    ):
         load_sentencepiece(tmp_path / "b.model")
 
 
@@ -145,7 +147,9 @@ def test_sentences_are_short_and_lose_nothing(texts):
 
 def test_sentences_are_cut_at_spaces():
     text = " ".join(["abcdefg"] * 1000)
-    assert [word for sentence in _sentences([Record(text, None, None, "")]) for word in sentence.split()] == text.split()
+    assert [
+        word for sentence in _sentences([Record(text, None, None, "")]) for word in sentence.split()
+    ] == text.split()
 
 
 def test_the_trainer_skips_no_sentence(tmp_path):

@@ -1,0 +1,50 @@
+# Every target makes its own environment first: .venv, with uv where it is there, else with venv and pip.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+# libtpu and CUDA come with their own extras: pip install -e '.[cuda]' or '.[tpu]'
+EXTRAS := demo,dev
+
+.PHONY: demo test test-all check bench constraints clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      pretrain, carry and finetune on real reviews (about 10 minutes on two cores)"
+	@echo "make test      the tests (make test-all: the whole product of objectives and layouts)"
+	@echo "make check     format, lint and types"
+	@echo "make bench     time the training step"
+
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null; then \
+	  { [ -x $(PY) ] || uv venv -q --python $(PYTHON) .venv; } && \
+	  uv pip install -q --python $(PY) -c constraints.txt -e '.[$(EXTRAS)]'; \
+	else \
+	  { [ -x $(PY) ] || $(PYTHON) -m venv .venv; } && \
+	  $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'; \
+	fi
+	@touch $@
+
+demo: $(STAMP)
+	$(PY) -m launch.demo --workdir=runs/demo
+
+test: $(STAMP)
+	$(PY) -m pytest -m "not product"
+
+test-all: $(STAMP)
+	$(PY) -m pytest
+
+check: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: $(STAMP)
+	$(PY) -m launch.bench --out=runs/bench.json
+
+# resolve anew, for all supported Pythons at once
+constraints:
+	uv pip compile -q --universal --python-version 3.11 --all-extras --no-header --no-annotate --upgrade \
+	  pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
