@@ -96,7 +96,7 @@ def _keys(x: Array, block: int) -> Array:
 
 def _angles(positions_BL: Array, theta: float, H: int) -> tuple[Array, Array]:
     frequency = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
-    angle = positions_BL[..., None].astype(jnp.float32) * frequency
+    angle = positions_BL[..., None].astype(jnp.float32) * frequency[None, None]
     angle_BL1H = jnp.concatenate([angle, angle], -1)[:, :, None, :]
     return jnp.cos(angle_BL1H), jnp.sin(angle_BL1H)
 

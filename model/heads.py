@@ -83,7 +83,7 @@ POOLS = ("first", "mean")
 def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
     """One vector for each packed segment, [B, S, D]: of its first token, or the mean over its tokens."""
     S = batch["example"].shape[1]
-    member_BSL = batch["segments"][:, None, :] == jnp.arange(1, S + 1)[:, None]
+    member_BSL = batch["segments"][:, None, :] == jnp.arange(1, S + 1)[None, :, None]
     if how == "first":
         index_BS = jnp.argmax(member_BSL & (batch["positions"][:, None, :] == 0), -1)
         return jnp.take_along_axis(hidden_BLD, index_BS[..., None], 1)
@@ -95,4 +95,4 @@ def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
 def present(batch: Batch) -> Array:
     """float32 [B, S]: 1 for the packed segments that are there, 0 for the empty places."""
     S = batch["example"].shape[1]
-    return (batch["segments"].max(1)[:, None] >= jnp.arange(1, S + 1)).astype(jnp.float32)
+    return (batch["segments"].max(1)[:, None] >= jnp.arange(1, S + 1)[None]).astype(jnp.float32)

@@ -23,22 +23,30 @@ def _column_sum(g: Array, like: Array) -> Array:
     return out.reshape(like.shape).astype(like.dtype)
 
 
+def _like(v: Array, x: Array) -> Array:
+    """v with leading axes of length one, as many as x has axes."""
+    return v.reshape((1,) * (x.ndim - v.ndim) + v.shape)
+
+
 @jax.custom_vjp
 def add_bias(x: Array, bias: Array) -> Array:
     """x + bias, where bias spans the trailing axes of x."""
-    return x + bias
+    return x + _like(bias, x)
 
 
-add_bias.defvjp(lambda x, bias: (x + bias, bias), lambda bias, g: (g, _column_sum(g, bias)))
+add_bias.defvjp(lambda x, bias: (x + _like(bias, x), bias), lambda bias, g: (g, _column_sum(g, bias)))
 
 
 @jax.custom_vjp
 def scale(x: Array, gain: Array) -> Array:
     """x * gain, where gain spans the trailing axes of x."""
-    return x * gain
+    return x * _like(gain, x)
 
 
-scale.defvjp(lambda x, gain: (x * gain, (x, gain)), lambda r, g: (g * r[1], _column_sum(g * r[0], r[1])))
+scale.defvjp(
+    lambda x, gain: (x * _like(gain, x), (x, gain)),
+    lambda r, g: (g * _like(r[1], g), _column_sum(g * r[0], r[1])),
+)
 
 
 @jax.custom_vjp

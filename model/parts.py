@@ -142,6 +142,9 @@ class GatedMlp(nn.Module):
         return Linear(self.cfg, "RF,FD->RD", (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
 
 
+AXES = {"tokens": "vocab", "positions": "positions", "types": "types"}  # of the embedding's tables, by row
+
+
 class Embedding(nn.Module):
     """Tokens, and where the config has them learned positions and token types; a norm where it says so.
 
@@ -154,16 +157,17 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, batch: dict, inputs: Array | None = None) -> Array:
         cfg = self.cfg
-        tokens_VD = self.param("tokens", kernel(cfg, "vocab", "embed"), (cfg.V, cfg.D), cfg.param_dtype)
-        # gathered over fsdp before the lookup: the partitioner would else replicate the looked-up activations
-        table_VD = self.constrain(tokens_VD, ("vocab", "width"))
-        x_BLD = table_VD[batch["tokens"]] if inputs is None else inputs
+
+        def table(name: str, rows: int) -> Array:
+            param = self.param(name, kernel(cfg, AXES[name], "embed"), (rows, cfg.D), cfg.param_dtype)
+            # gathered over fsdp before the lookup: the partitioner would else replicate what is looked up
+            return self.constrain(param, (AXES[name], "width"))
+
+        tokens_VD = table("tokens", cfg.V)
+        x_BLD = tokens_VD[batch["tokens"]] if inputs is None else inputs
         if cfg.position == "learned":
-            table = kernel(cfg, "positions", "embed")
-            positions_PD = self.param("positions", table, (cfg.max_length, cfg.D), cfg.param_dtype)
-            x_BLD = x_BLD + positions_PD[batch["positions"]]
+            x_BLD = x_BLD + table("positions", cfg.max_length)[batch["positions"]]
         if cfg.types:
-            table = kernel(cfg, "types", "embed")
-            types_TD = self.param("types", table, (cfg.types, cfg.D), cfg.param_dtype)
-            x_BLD = x_BLD + (types_TD[batch["types"]] if "types" in batch else types_TD[0])
+            types_TD = table("types", cfg.types)
+            x_BLD = x_BLD + (types_TD[batch["types"]] if "types" in batch else types_TD[None, :1])
         return Norm(cfg, name="norm")(x_BLD) if cfg.embed_norm else x_BLD.astype(cfg.dtype)

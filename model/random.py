@@ -64,9 +64,8 @@ def integers(key: Array, ids: Array, bound: int) -> Array:
 
 def keep(key: Array, ids: Array, n: int, rate: float) -> Array:
     """bool [*ids, n]: which of a token's n channels dropout at `rate` keeps."""
-    start = fold(key, ids)[..., None]
-    channel = jax.lax.iota(jnp.uint32, n) * jnp.uint32(_GOLDEN)
-    return _mix(start + channel) < jnp.uint32(int((1 - rate) * 2**32))
+    channel = jax.lax.broadcasted_iota(jnp.uint32, (1,) * ids.ndim + (n,), ids.ndim) * jnp.uint32(_GOLDEN)
+    return _mix(fold(key, ids)[..., None] + channel) < jnp.uint32(int((1 - rate) * 2**32))
 
 
 def keep_pairs(key: Array, query_ids: Array, key_positions: Array, heads: int, rate: float) -> Array:
@@ -74,7 +73,7 @@ def keep_pairs(key: Array, query_ids: Array, key_positions: Array, heads: int, r
 
     query_ids uint32 [B, Q]; key_positions int32 [B, K], positions in the segment that query and key share.
     """
-    head = jax.lax.iota(jnp.uint32, heads)[:, None]
+    head = jax.lax.iota(jnp.uint32, heads)[None, :, None]
     start = fold(key, query_ids[:, None, :], head)[..., None]
     return _mix(start + key_positions[:, None, None, :].astype(jnp.uint32) * jnp.uint32(_GOLDEN)) < jnp.uint32(
         int((1 - rate) * 2**32)

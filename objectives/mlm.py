@@ -150,4 +150,4 @@ def mlm(
 def _count(segments_L: Array, ordinary_L: Array, row: dict) -> Array:
     """Ordinary tokens of each packed segment, [S]."""
     S = row["example"].shape[0]
-    return (ordinary_L & (segments_L == jnp.arange(1, S + 1)[:, None])).sum(-1)
+    return (ordinary_L[None] & (segments_L[None] == jnp.arange(1, S + 1)[:, None])).sum(-1)

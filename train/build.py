@@ -189,7 +189,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     made = spec(config, name)
     mesh = sharding.make_mesh(sharding.parse(made.mesh))
     sharding.check_rows(made.batch, made.microbatches, dict(mesh.shape))
-    _check_offline(made, name)
+    check_offline(made, name)
     tok = tokenizer(config, workdir)
     bb, objective = model(made, name, tok.vocab, mesh)
     data = rows(made.data, f"{name}.data", tok, workdir)
@@ -209,7 +209,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     )  # fmt: skip
 
 
-def _check_offline(made: Spec, name: str) -> None:
+def check_offline(made: Spec, name: str) -> None:
     """What is wrong with numbers alone, before any data is read."""
     if made.best is not None and made.best.lstrip("-").split("/")[0] not in made.evals:
         raise ValueError(

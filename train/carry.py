@@ -98,7 +98,7 @@ def summary(report: Sequence[Line]) -> str:
         shape = "x".join(map(str, line.shape or line.came_as)) or "scalar"
         note = f"from {line.source} {line.came_as}" if line.what in ("renamed", "resized") else ""
         rows.append(f"  {line.path:<{width}}  {line.what:<8} {shape} {note}".rstrip())
-    counts = {what: 0 for what in ("taken", "renamed", "resized", "fresh", "dropped")}
+    counts = dict.fromkeys(("taken", "renamed", "resized", "fresh", "dropped"), 0)
     for line in report:
         counts[line.what] += int(np.prod(line.shape or line.came_as))
     total = ", ".join(f"{n:,} parameters {what}" for what, n in counts.items() if n)

@@ -47,8 +47,12 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
     log = Log(folder, stage, _flops(stage))
     try:
         with _ask_to_stop() as asked:
-            state, run_step, start = _begin(stage, workdir, store, fork, log)
-            return _run(stage, state, run_step, start, store, best, log, asked)
+            state, start, waited = _begin(stage, workdir, store, fork, log)
+            judge = Judge(stage, best, log, waited)
+            if start >= stage.steps or judge.patience_is_over():
+                log.say(f"{stage.name} is done: {start} of {stage.steps} steps")
+                return state
+            return _run(stage, state, start, store, judge, log, asked)
     finally:
         store.close()
         if best:
@@ -82,17 +86,18 @@ def compiled_step(stage: Stage, state: Any, batch: Any) -> Any:
 
 
 def _begin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | None, log: Log) -> tuple:
-    """(state, compiled step, first step's number): resumed, forked, carried or fresh."""
+    """(state, its step, evaluations without a new best): resumed, forked, carried or fresh."""
     key = random.generator(stage.seed)
     shapes = jax.eval_shape(fresh(stage), key)
     axes = training.axes(stage.backbone, stage.objective)
     placed = sharding.state_shardings(shapes, axes, stage.mesh)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
-    batch = _batch_shapes(stage)
+    waited = 0
     latest = store.latest()
     if latest is not None:
-        _check_same(stage, store.provenance(latest), workdir)
-        state = store.restore(latest, like)
+        origin = store.provenance(latest)
+        _check_same(stage, origin, workdir)
+        state, waited = store.restore(latest, like), origin["waited"]
         log.say(f"resumed {stage.name} at step {latest}")
     elif fork is not None and checkpoint.steps_in(fork / stage.name / "checkpoints"):
         other = checkpoint.Store(fork / stage.name / "checkpoints", None)
@@ -104,8 +109,7 @@ def _begin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | No
         state = jax.jit(fresh(stage), out_shardings=placed)(key)
         if stage.carry:
             state = _carried(stage, state, placed, log)
-    compiled = compiled_step(stage, like, batch)
-    return state, compiled, int(state.step)
+    return state, int(state.step), waited
 
 
 def _batch_shapes(stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
@@ -163,14 +167,13 @@ def _flops(stage: Stage) -> int:
 
 
 def _run(
-    stage: Stage, state: TrainState, run_step, start: int, store: checkpoint.Store, best, log: Log, asked
+    stage: Stage, state: TrainState, start: int, store: checkpoint.Store, judge: "Judge", log: Log, asked: "_Asked"
 ) -> TrainState:
     from train.data.loader import Loader, prefetch
 
     loader = Loader(stage.rows, stage.batch, stage.seed)
     key = random.key(stage.seed)
-    judge = Judge(stage, best, log)
-    provenance = stage.provenance | {"identity": stage.identity}
+    run_step = compiled_step(stage, state, _batch_shapes(stage))
     pending: list[tuple[int, Any]] = []  # (step, Sums on the device) not looked at yet
 
     def settle() -> None:
@@ -191,7 +194,7 @@ def _run(
 
     def save(step: int) -> None:
         settle()
-        store.save(state, step, provenance)
+        store.save(state, step, provenance(stage) | {"waited": judge.waited})
 
     step = start
     log.begin(start)
@@ -203,7 +206,7 @@ def _run(
             settle()
         if stage.evals and stage.eval_every and step % stage.eval_every == 0 and step < stage.steps:
             settle()
-            if not judge.look(state, step, provenance):
+            if not judge.look(state, step):
                 break
         if step % stage.save_every == 0:
             save(step)
@@ -211,22 +214,29 @@ def _run(
             save(step)
             raise Stopped(f"asked to stop: saved step {step} in {store.folder}; the same command goes on from there")
     save(step)
-    if stage.evals and start < stage.steps:
-        judge.look(state, step, provenance)
+    if stage.evals and not judge.patience_is_over():
+        judge.look(state, step)
     return state
+
+
+def provenance(stage: Stage) -> dict:
+    """What every checkpoint of a stage says of itself."""
+    return stage.provenance | {"identity": stage.identity}
 
 
 class Judge:
     """Evaluates, keeps the best checkpoint, and says when to stop waiting for a better."""
 
-    def __init__(self, stage: Stage, best: checkpoint.Store | None, log: Log):
-        self.stage, self.store, self.log = stage, best, log
+    def __init__(self, stage: Stage, best: checkpoint.Store | None, log: Log, waited: int):
+        self.stage, self.store, self.log, self.waited = stage, best, log, waited
         self.run = jax.jit(evaluate.evaluator(stage.backbone, stage.objective, stage.view))
         latest = best.latest() if best else None
         self.top = best.provenance(latest)["score"] if best and latest is not None else -math.inf
-        self.waited = 0
 
-    def look(self, state: TrainState, step: int, provenance: dict) -> bool:
+    def patience_is_over(self) -> bool:
+        return self.stage.patience is not None and self.waited >= self.stage.patience
+
+    def look(self, state: TrainState, step: int) -> bool:
         """Whether training should go on."""
         from train.data.loader import evaluation_batches
 
@@ -245,13 +255,12 @@ class Judge:
         score = -metrics[name] if wanted.startswith("-") else metrics[name]
         if score > self.top:
             self.top, self.waited = score, 0
-            self.store.save(state, step, provenance | {"score": score, "metrics": metrics})
+            self.store.save(state, step, provenance(stage) | {"score": score, "metrics": metrics})
             return True
         self.waited += 1
-        if stage.patience is not None and self.waited >= stage.patience:
+        if self.patience_is_over():
             self.log.say(f"stopped early at step {step}: {name} has not improved for {self.waited} evaluations")
-            return False
-        return True
+        return not self.patience_is_over()
 
 
 class _Asked:

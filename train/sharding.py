@@ -88,8 +88,8 @@ def specs(axes: Any, shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree.map(lambda names, x: spec(names, x.shape, mesh), axes, shapes, is_leaf=tree.is_axes)
 
 
-def state_shardings(state: Any, axes: Any, mesh: Mesh) -> Any:
-    """NamedSharding for each leaf of a TrainState's shapes: moments lie as their parameters, all else is everywhere.
+def state_axes(state: Any, axes: Any) -> Any:
+    """Logical names for each leaf of a TrainState's shapes: a moment has its parameter's, all else has none, ().
 
     A leaf of the optimizer's state belongs to the parameter whose path ends its own and whose shape it has.
     """
@@ -97,15 +97,22 @@ def state_shardings(state: Any, axes: Any, mesh: Mesh) -> Any:
         tree.leaves(axes, is_leaf=tree.is_axes).items(), jax.tree.leaves(state.params), strict=True
     )}  # fmt: skip
 
-    def place(path, x):
+    def named(path, x):
         name = tree.path_of(path)
         for owner, (names, shape) in owners.items():
             # a leaf of which some layers are frozen has moments for the others only
             if name.endswith("/" + owner) and len(shape) == x.ndim and shape[1:] == x.shape[1:]:
-                return NamedSharding(mesh, spec(names, x.shape, mesh))
-        return NamedSharding(mesh, PartitionSpec())
+                return names
+        return ()
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(named, state)
+
+
+def state_shardings(state: Any, axes: Any, mesh: Mesh) -> Any:
+    """NamedSharding for each leaf of a TrainState's shapes: moments lie as their parameters, all else is everywhere."""
+    return jax.tree.map(
+        lambda x, names: NamedSharding(mesh, spec(names, x.shape, mesh)), state, state_axes(state, axes)
+    )  # fmt: skip
 
 
 def constrainer(mesh: Mesh | None) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:

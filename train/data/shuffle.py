@@ -1,7 +1,7 @@
 """Shuffling by index: the place of any row in any epoch's order, computed alone, with no permutation in memory.
 
 Written in numpy because Grain's `index_shuffle`, which does the same, takes 40 ms / N an index for N rows (46 us at a
-thousand rows, 8 us from a hundred thousand on, one index a call), and importing Grain 5 s. This takes about 1 us an
+thousand rows, 8 us from a hundred thousand on, one index a call), and importing Grain 5 s. This takes 1 to 3 us an
 index at every N, a whole batch a call, and its order is fixed by this file, not by the version of a package.
 """
 

@@ -65,5 +65,5 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
 
 
 def test_a_key_must_be_json(tmp_path):
-    with pytest.raises(ValueError, match="the key of cached rows must be JSON .*ndarray.*: give fingerprints"):
+    with pytest.raises(ValueError, match=r"the key of cached rows must be JSON .*ndarray.*: give fingerprints"):
         cached(tmp_path, {"a": np.ones(3)}, never)

@@ -1,5 +1,6 @@
 """Batches: every row once an epoch, any part of any batch by its number alone, and the same rows on the devices."""
 
+import itertools
 import threading
 import time
 
@@ -62,8 +63,8 @@ def test_slices_make_the_whole(n, batch, at, cuts):
     loader = Loader(arrays(n), batch, seed=5)
     whole = loader.read(at)
     bounds = sorted({0, batch, *(cut for cut in cuts if cut < batch)})
-    parts = [loader.read(at, slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
-    assert all(len(part["tokens"]) == b - a for part, a, b in zip(parts, bounds, bounds[1:], strict=False))
+    parts = [loader.read(at, slice(a, b)) for a, b in itertools.pairwise(bounds)]
+    assert all(len(part["tokens"]) == b - a for part, a, b in zip(parts, bounds[:-1], bounds[1:], strict=True))
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 

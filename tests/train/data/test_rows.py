@@ -1,4 +1,4 @@
-"""Rows hold every token once and in order, within the length and the segments asked for; labels stay with their text."""
+"""Rows hold every token once and in order, within their length and segments; labels stay with their text."""
 
 import numpy as np
 import pytest

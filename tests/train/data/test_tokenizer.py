@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from train.data.source import Record
 from train.data.tokenizer import _MAX_CHARACTERS, SPACE, SPECIAL, _sentences, load_sentencepiece, train_sentencepiece
 
-WORDS = "the cat sat on a mat while rain fell over green hills and slow rivers ran down to cold seas again".split()
+TEXT = "the cat sat on a mat while rain fell over green hills and slow rivers ran down to cold seas again"
+WORDS = TEXT.split()
 CORPUS = [Record(" ".join(WORDS[i % 7 : i % 13 + 7] + WORDS[:: i % 5 + 1]), None, None, f"x:{i}") for i in range(60)]
 
 
@@ -21,15 +22,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return train_sentencepiece(CORPUS, folder / "new" / "a.model", size=320)
+    return train_sentencepiece(CORPUS, folder / "new" / "a.model", size=290)
 
 
 def test_vocab(tokenizer):
     vocab = tokenizer.vocab
     assert tokenizer.pieces(range(5)) == list(SPECIAL)
-    assert (vocab.size, vocab.pad, vocab.unk, vocab.cls, vocab.sep, vocab.mask) == (320, 0, 1, 2, 3, 4)
+    assert (vocab.size, vocab.pad, vocab.unk, vocab.cls, vocab.sep, vocab.mask) == (290, 0, 1, 2, 3, 4)
     assert vocab.special == (0, 1, 2, 3, 4)
-    pieces = tokenizer.pieces(range(320))
+    pieces = tokenizer.pieces(range(290))
     assert vocab.word_starts.dtype == bool
     assert vocab.word_starts.tolist() == [i < 5 or piece[0] == SPACE for i, piece in enumerate(pieces)]
 
@@ -56,13 +57,13 @@ def test_every_text_comes_back(tokenizer, words):
 
 
 def test_words_begin_where_words_begin(tokenizer):
-    text = " ".join(WORDS)
+    text = TEXT
     assert tokenizer.vocab.word_starts[tokenizer.encode([text])[0]].sum() == len(WORDS)
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_training_is_deterministic(folder, kind):
-    made = [train_sentencepiece(CORPUS, folder / f"{kind}{i}.model", 310, kind, sentences=40) for i in range(2)]
+    made = [train_sentencepiece(CORPUS, folder / f"{kind}{i}.model", 290, kind, sentences=40) for i in range(2)]
     assert made[0].vocab.fingerprint == made[1].vocab.fingerprint
     assert (folder / f"{kind}0.model").read_bytes() == (folder / f"{kind}1.model").read_bytes()
 
@@ -74,22 +75,22 @@ def test_loading_gives_the_same_tokenizer(folder, tokenizer):
 
 
 def test_lowercase(folder):
-    tokenizer = train_sentencepiece(CORPUS, folder / "lower.model", 310, lowercase=True)
+    tokenizer = train_sentencepiece(CORPUS, folder / "lower.model", 290, lowercase=True)
     np.testing.assert_array_equal(*tokenizer.encode(["The CAT", "the cat"]))
 
 
 def test_without_byte_fallback_an_unseen_character_is_unknown(folder):
-    tokenizer = train_sentencepiece(CORPUS, folder / "plain.model", 60, byte_fallback=False)
+    tokenizer = train_sentencepiece(CORPUS, folder / "plain.model", 34, byte_fallback=False)
     assert tokenizer.vocab.unk in tokenizer.encode(["\u6f22"])[0]
 
 
 def test_pairs_are_trained_on_too(folder):
     records = [record._replace(pair="zebra") for record in CORPUS]
-    assert SPACE + "zebra" in train_sentencepiece(records, folder / "pair.model", 320).pieces(range(320))
+    assert "z" in train_sentencepiece(records, folder / "pair.model", 300, "bpe").pieces(range(300))
 
 
 def test_training_is_silent_and_leaves_nothing_else(tmp_path, capfd):
-    train_sentencepiece(CORPUS, tmp_path / "a.model", 310)
+    train_sentencepiece(CORPUS, tmp_path / "a.model", 290)
     assert capfd.readouterr() == ("", "")
     assert [file.name for file in tmp_path.iterdir()] == ["a.model"]
 
@@ -121,10 +122,10 @@ def test_loading_errors(tmp_path, folder, tokenizer):
 
     import sentencepiece
 
-    with pytest.raises(ValueError, match="no tokenizer at .*nowhere; expected the .model file"):
+    with pytest.raises(ValueError, match=r"no tokenizer at .*nowhere; expected the .model file"):
         load_sentencepiece(tmp_path / "nowhere")
     (tmp_path / "a.model").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="a.model is not a SentencePiece model"):
+    with pytest.raises(ValueError, match=r"a\.model is not a SentencePiece model"):
         load_sentencepiece(tmp_path / "a.model")
     model = io.BytesIO()
     texts = iter([record.text for record in CORPUS])
@@ -154,4 +155,4 @@ def test_sentences_are_cut_at_spaces():
 
 def test_the_trainer_skips_no_sentence(tmp_path):
     odd = [record._replace(text=f"zebra \0 \u2585 {record.text}") for record in CORPUS]
-    assert SPACE + "zebra" in train_sentencepiece(odd, tmp_path / "a.model", 320).pieces(range(320))
+    assert "z" in train_sentencepiece(odd, tmp_path / "a.model", 300, "bpe").pieces(range(300))

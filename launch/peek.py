@@ -1,0 +1,213 @@
+"""Rows of a step as the model sees them: decoded, with what the objective changed in them marked."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_HELP = """Prints rows of a step exactly as the model sees them, corrupted by the step's own key.
+
+  python -m launch.peek --config=configs/demo.py --workdir=runs/demo
+  python -m launch.peek --config=configs/demo.py --workdir=runs/demo --stage=finetune --step=120 --rows=4
+  python -m launch.peek --config=configs/demo.py --workdir=runs/demo --config.pretrain.objective.rate=0.4 | less
+
+Steps count from 0: step 0 is the one that the log calls 1. Tokens that the objective changed are coloured on a terminal,
+masked ones in red and replaced ones in yellow, and stand in ⟦ ⟧ elsewhere. A tokenizer and rows that the workdir does
+not hold yet are made there, as training would. Nothing is trained, and no accelerator is used.
+"""
+
+
+class Token(NamedTuple):
+    """A token of a row. `mark` is "masked", "replaced", or "" where it is as it was."""
+
+    piece: str
+    mark: str
+
+
+class Segment(NamedTuple):
+    """A packed segment: who it is, its tokens, how many there are of each type, and its label, class and all."""
+
+    source: int
+    index: int
+    tokens: list[Token]
+    types: dict[int, int]
+    label: str | None
+
+
+class Target(NamedTuple):
+    """A position that the objective asks about: what the model sees there, what it should say, what it counts."""
+
+    position: int
+    seen: str
+    piece: str
+    weight: float
+
+
+class Row(NamedTuple):
+    """A row of a batch.
+
+    number:   of the row in the stage's data
+    targets:  those of weight above 0, by position; None where the objective names no targets
+    others:   any other array that the corruption added or changed, by its path in the row
+    padding:  share of the positions
+    """
+
+    number: int
+    segments: list[Segment]
+    targets: list[Target] | None
+    others: dict[str, np.ndarray]
+    padding: float
+
+
+def peek(config: Any, name: str, workdir: Path, step: int = 0, rows: int = 2) -> list[Row]:
+    """The first `rows` rows of a stage's batch `step`, counted from 0.
+
+    Raises ValueError for a step that the stage does not take, or whatever is wrong with the config.
+    """
+    from train import build
+    from train.data.loader import Loader
+
+    config = build.plain(config)
+    made = build.spec(config, name)
+    # nothing runs on the mesh: this one is right for any number of devices and any batch
+    stage = build.stage(config | {name: config[name] | {"mesh": "tensor=-1", "microbatches": 1}}, name, workdir)
+    if not 0 <= step < stage.steps:
+        raise ValueError(f"--step={step}: {name} takes {stage.steps} steps, numbered 0 to {stage.steps - 1}")
+    if not 1 <= rows <= stage.batch:
+        raise ValueError(f"--rows={rows}: a batch of {name} has {stage.batch} rows, so take 1 to {stage.batch}")
+    loader = Loader(stage.rows, stage.batch, stage.seed)
+    tokenizer = build.tokenizer(config, workdir)
+    before = loader.read(step, slice(0, rows))
+    after = corrupted(stage, before, step)
+    numbers = loader.index(step)[:rows].tolist()
+    classes = made.data.get("classes")
+    return [_row(stage, tokenizer, classes, n, _at(before, i), _at(after, i)) for i, n in enumerate(numbers)]
+
+
+def corrupted(stage: Any, batch: dict, step: int) -> dict:
+    """Rows of a batch as the step corrupts them, on the host."""
+    import jax
+    import jax.numpy as jnp
+
+    from model import random
+    from train import step as training
+
+    def corrupt(batch, step):
+        return training.corrupted(batch, random.fold(random.key(stage.seed), step), step, stage.objective)
+
+    return jax.device_get(jax.jit(corrupt)(batch, jnp.int32(step)))
+
+
+def _at(tree: Any, i: int) -> Any:
+    import jax
+
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def _row(stage: Any, tokenizer: Any, classes: Any, number: int, before: dict, after: dict) -> Row:
+    from train import tree
+
+    ids, segments = after["tokens"], after["segments"]
+    pieces = tokenizer.pieces(ids)
+    was = before["tokens"] if before["tokens"].shape == ids.shape else ids
+    tokens = [Token(p, "" if new == old else "masked" if new == stage.vocab.mask else "replaced")
+              for p, new, old in zip(pieces, ids, was, strict=True)]  # fmt: skip
+    found = []
+    for s in range(int(segments.max())):
+        at = np.flatnonzero(segments == s + 1)
+        types = dict(zip(*np.unique(after["types"][at], return_counts=True), strict=True)) if "types" in after else {}
+        label = _label(after["labels"][s], classes) if "labels" in after else None
+        source, index = after["example"][s].tolist()
+        counts = {int(k): int(n) for k, n in types.items()}
+        found.append(Segment(source, index, [tokens[i] for i in at], counts, label))
+
+    mine = after.get(stage.objective.name)
+    known = {"tokens"}
+    targets = None
+    if isinstance(mine, dict) and {"index", "target", "weight"} <= mine.keys():
+        known |= {f"{stage.objective.name}/{key}" for key in ("index", "target", "weight")}
+        wanted = tokenizer.pieces(mine["target"])
+        targets = sorted(
+            Target(int(i), pieces[i], piece, float(w))
+            for i, piece, w in zip(mine["index"], wanted, mine["weight"], strict=True)
+            if w > 0
+        )
+    originals = tree.leaves(before)
+    others = {
+        path: x
+        for path, x in tree.leaves(after).items()
+        if path not in known and not (path in originals and np.array_equal(originals[path], x))
+    }
+    return Row(number, found, targets, others, float((segments == 0).mean()))
+
+
+def _label(label: np.ndarray, classes: Any) -> str:
+    if label.ndim == 0 and classes is not None and np.issubdtype(label.dtype, np.integer):
+        return f"{label} ({classes[int(label)]})"
+    return str(label.tolist())
+
+
+_COLOURS = {"masked": "bold red", "replaced": "bold yellow"}
+
+
+def show(row: Row, console: Any) -> None:
+    """Prints a row for people, on a rich console: in colours where it has them, else with ⟦ ⟧."""
+    from rich.text import Text
+
+    def say(text: Any, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    plain = console.color_system is None
+    say(f"row {row.number}: {len(row.segments)} segment{'s'[: len(row.segments) != 1]}, {row.padding:.1%} padding", "bold")
+    for s, segment in enumerate(row.segments, start=1):
+        types = ", types " + ", ".join(f"{t}×{n}" for t, n in segment.types.items()) if segment.types else ""
+        label = "" if segment.label is None else f", label {segment.label}"
+        say(f"  segment {s}: example ({segment.source}, {segment.index}), {len(segment.tokens)} tokens{types}{label}")
+        text = Text()
+        for piece, mark in segment.tokens:
+            word = piece.replace("\u2581", " ")
+            space = " " if text and (word.startswith(" ") or piece.startswith("[")) else ""
+            word = word.removeprefix(" ")
+            text.append(space).append(f"⟦{word}⟧" if mark and plain else word, style=_COLOURS.get(mark))
+        say(Text("    ").append_text(text))
+    if row.targets is not None:
+        say(f"  {len(row.targets)} targets, as position seen → target:")
+        weights = {t.weight for t in row.targets} - {1.0}
+        each = (f"{t.position} {t.seen} → {t.piece}" + (f" (weight {t.weight:g})" if weights else "") for t in row.targets)
+        say("    " + " · ".join(each))
+    for path, x in row.others.items():
+        first = np.asarray(x).reshape(-1)[:8].tolist()
+        shape = "×".join(map(str, x.shape)) or "scalar"
+        more = " …" if x.size > 8 else ""
+        say(f"  {path} {x.dtype} {shape}: {' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in first)}{more}")
+
+
+def main() -> None:
+    from absl import flags
+
+    from train import command
+
+    workdir = flags.DEFINE_string("workdir", None, "the run's folder, for its tokenizer and rows")
+    stage = flags.DEFINE_string("stage", None, "the stage; the first where absent")
+    step = flags.DEFINE_integer("step", 0, "the step, counted from 0")
+    rows = flags.DEFINE_integer("rows", 2, "how many rows of the batch to print")
+    flags.mark_flag_as_required("workdir")
+
+    def work(config: Any) -> None:
+        import jax
+        from rich.console import Console
+
+        # corruption is equal to the bit on every platform, and another program may hold the accelerator
+        jax.config.update("jax_platforms", "cpu")
+        from train import build
+
+        name = build.stages(build.plain(config))[0] if stage.value is None else stage.value
+        console = Console()
+        for row in peek(config, name, Path(workdir.value), step.value, rows.value):
+            show(row, console)
+
+    command.main(_HELP, work)
+
+
+if __name__ == "__main__":
+    main()

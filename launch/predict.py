@@ -1,0 +1,311 @@
+"""Predictions of a trained stage for texts, from its checkpoint alone; or its evaluations, without training."""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MASK = "[MASK]"
+
+_EXAMPLES = """examples:
+  python -m launch.predict --workdir=runs/demo --stage=finetune --best --text="A fine film."
+  python -m launch.predict --workdir=runs/demo --stage=finetune --texts=reviews.jsonl --out=predictions.jsonl
+  python -m launch.predict --workdir=runs/demo --stage=pretrain --text="The film was [MASK] ."
+  zcat reviews.txt.gz | python -m launch.predict --workdir=runs/demo --stage=finetune -
+  python -m launch.predict --workdir=runs/demo --stage=finetune --best --evaluate
+
+One JSON object a text comes out, in the order of the texts. A .txt file (and standard input) holds a text a line; .jsonl,
+.csv and .tsv files have a column `text`, and for tasks on pairs a column `pair`. A text too long for the stage's rows is
+cut, and a warning counts those.
+"""
+
+
+class Trained(NamedTuple):
+    """A stage as its checkpoint left it. `made` is its section of the config, checked; `step` the checkpoint's."""
+
+    name: str
+    config: dict
+    made: Any
+    tokenizer: Any
+    backbone: Any
+    objective: Any
+    view: Any
+    params: Any
+    mesh: Any
+    step: int
+
+
+def load(workdir: Path, name: str, step: int | None = None, best: bool = False) -> Trained:
+    """A stage from its newest checkpoint, that of a step, or the best, on a one-axis mesh over this process's devices.
+
+    Every device holds all the parameters. Raises ValueError where there is no such stage, checkpoint or tokenizer.
+    """
+    import jax
+
+    from train import build, checkpoint, sharding
+    from train import step as training
+
+    _check_there(workdir, name, best)
+    params, origin, step = checkpoint.read_params(workdir / name / ("best" if best else "checkpoints"), step)
+    config = build.plain(origin["config"])  # JSON made lists of the tuples
+    made = build.spec(config, name)
+    tokenizer = build.tokenizer(config, workdir)
+    if tokenizer.vocab.fingerprint != origin["tokenizer"]:
+        raise ValueError(
+            f"{workdir / 'tokenizer.model'} (fingerprint {tokenizer.vocab.fingerprint[:12]}) is not the tokenizer that "
+            f"{name} was trained with ({origin['tokenizer'][:12]}): put that one back"
+        )
+    mesh = sharding.make_mesh(sharding.parse("data=-1"), jax.local_devices())
+    bb, objective = build.model(made, name, tokenizer.vocab, mesh)
+    view = build.load(made.view) if made.view else training.identity
+    params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    return Trained(name, config, made, tokenizer, bb, objective, view, params, mesh, step)
+
+
+def _check_there(workdir: Path, name: str, best: bool) -> None:
+    from train import checkpoint
+
+    if not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir}: no such folder")
+    folder = "best" if best else "checkpoints"
+    stages = sorted(p.parent.name for p in workdir.glob(f"*/{folder}") if checkpoint.steps_in(p))
+    if name not in stages:
+        what = "best checkpoint (its config sets no `best`)" if best and (workdir / name).is_dir() else "checkpoint"
+        raise ValueError(f"{workdir} has no {what} of a stage {name!r}; stages with one: {', '.join(stages) or 'none'}")
+    if not (workdir / "tokenizer.model").is_file():
+        raise ValueError(f"{workdir} has no tokenizer.model, which training leaves there: copy it back")
+
+
+def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
+    """Yields one plain dict a record (`train.data.source.Record`), in their order.
+
+    It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class, and
+    `probabilities` by class; for a number `prediction`; for tokens `prediction`, a list of {piece, probability} with
+    one for each [MASK] of the text; for anything else its arrays, by name.
+
+    Warns on stderr of texts that were cut. Raises ValueError for an empty text, or one with no [MASK] where masks are
+    to be filled.
+    """
+    import jax
+
+    from train.data.loader import evaluation_batches
+    from train.data.rows import label_examples
+    from train.sharding import rows as over_rows
+
+    if not records:
+        raise ValueError("there is no text to predict for")
+    for record in records:
+        if not record.text.strip() or (record.pair is not None and not record.pair.strip()):
+            raise ValueError(f"{record.where}: the {'pair' if record.text.strip() else 'text'} is empty")
+    length = trained.made.data["length"] if "length" in trained.made.data else trained.backbone.config.max_length
+    unlabelled = [record._replace(label=None) for record in records]
+    arrays, report = label_examples(unlabelled, _Masking(trained.tokenizer), length, None, truncate=True)
+    if report["truncated"]:
+        print(f"warning: {report['truncated']} of {len(records)} texts were cut to {length} tokens", file=sys.stderr)
+
+    def one(params, batch):
+        from functools import partial
+
+        viewed = trained.view(params)
+        return trained.objective.predict(viewed, partial(trained.backbone.encode, viewed["backbone"]), batch)
+
+    run = jax.jit(one)
+    batch = _rows_a_batch(trained, len(records))
+    done = 0
+    for rows in evaluation_batches(arrays, batch, over_rows(trained.mesh)):
+        found = jax.device_get(run(trained.params, rows))
+        for i, record in enumerate(records[done : done + batch]):
+            said = _said(trained, {k: x[i] for k, x in found.items()}, arrays["tokens"][done + i], record)
+            yield {"text": record.text} | ({} if record.pair is None else {"pair": record.pair}) | said
+        done += batch
+
+
+def _rows_a_batch(trained: Trained, rows: int) -> int:
+    """The stage's batch or all rows, whichever is less, as a multiple of the devices."""
+    return math.ceil(min(trained.made.batch, rows) / trained.mesh.size) * trained.mesh.size
+
+
+class _Masking:
+    """A tokenizer that reads [MASK] in a text as the mask's id, which no tokenizer here makes from text."""
+
+    def __init__(self, tokenizer: Any):
+        self.vocab = tokenizer.vocab
+        self._tokenizer = tokenizer
+        self._ids = {piece: i for i, piece in enumerate(tokenizer.pieces(range(self.vocab.size)))}
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        split = [text.split(MASK) for text in texts]
+        parts = iter(self._tokenizer.encode([part for parts in split for part in parts]))
+        mask = np.array([self.vocab.mask], np.int32)
+        out = []
+        for text in split:
+            ids = [next(parts)]
+            for part in text[1:]:
+                ids += [mask, self._going_on(part, next(parts))]
+            out.append(np.concatenate(ids))
+        return out
+
+    def _going_on(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The ids of a text as they are right after another: SentencePiece begins every text with a space."""
+        from train.data.tokenizer import SPACE
+
+        if not len(ids) or text[0].isspace():
+            return ids
+        first = self._tokenizer.pieces(ids[:1])[0]
+        if first == SPACE:
+            return ids[1:]
+        bare = first.removeprefix(SPACE)
+        return np.concatenate([[self._ids[bare]], ids[1:]]).astype(np.int32) if bare in self._ids else ids
+
+
+def _said(trained: Trained, found: dict[str, np.ndarray], tokens: np.ndarray, record: Any) -> dict[str, Any]:
+    """What the objective's `predict` found for one row, in words."""
+    if "probabilities" in found:  # [S, C]
+        shares = found["probabilities"][0].tolist()
+        classes = trained.made.data.get("classes") or tuple(map(str, range(len(shares))))
+        chosen = classes[int(found["prediction"][0])]
+        return {"prediction": chosen, "probabilities": dict(zip(classes, map(_tidy, shares), strict=True))}
+    if "probability" in found:  # [L], at every token
+        at = np.flatnonzero(tokens == trained.tokenizer.vocab.mask)
+        if MASK not in record.text + (record.pair or ""):
+            raise ValueError(f'{record.where}: no {MASK} to fill; {trained.name} fills masks, as in "It was {MASK} ."')
+        pieces = trained.tokenizer.pieces(found["prediction"][at])
+        chances = map(_tidy, found["probability"][at].tolist())
+        return {"prediction": [{"piece": p, "probability": c} for p, c in zip(pieces, chances, strict=True)]}
+    return {k: _plain(x[0]) for k, x in found.items()}
+
+
+def _tidy(x: float) -> float:
+    return round(x, 6)
+
+
+def _plain(x: Any) -> Any:
+    return _tidy(float(x)) if np.ndim(x) == 0 and np.issubdtype(x.dtype, np.floating) else x.tolist()
+
+
+def evaluations(trained: Trained, workdir: Path) -> dict[str, float]:
+    """Metrics of the stage's evaluations, named as in its log ("dev/accuracy")."""
+    import jax
+
+    from train import build, evaluate
+    from train.data.loader import evaluation_batches
+    from train.sharding import rows as over_rows
+
+    if not trained.made.evals:
+        raise ValueError(f"{trained.name} was trained without evals; add some to its config and resume it")
+    run = jax.jit(evaluate.evaluator(trained.backbone, trained.objective, trained.view))
+    out = {}
+    for name, section in trained.made.evals.items():
+        arrays = build.rows(section, f"{trained.name}.evals.{name}", trained.tokenizer, workdir).arrays
+        batch = _rows_a_batch(trained, trained.made.batch)
+        batches = evaluation_batches(arrays, batch, over_rows(trained.mesh))
+        found = evaluate.evaluate(run, trained.params, batches, trained.objective.scores)
+        out |= {f"{name}/{k}": v for k, v in found.items()}
+    return out
+
+
+def read(path: str) -> list:
+    """Records of a file of texts: .txt a text a line, or .jsonl, .csv, .tsv with columns `text` and maybe `pair`.
+
+    A path may be a pattern or hold variables, and a file may be gzipped, as for `train.data.source`. Raises ValueError
+    where there is no file, another kind of file, or no column `text`.
+    """
+    from train.data import files
+
+    out = []
+    for file in files.find(path):
+        for row, columns in _columns(file):
+            if "text" not in columns:
+                raise ValueError(f"{file}:{row}: no column 'text'; columns found: {', '.join(columns)}")
+            out.append(_record(columns["text"], columns.get("pair"), f"{file}:{row}"))
+    return out
+
+
+def _columns(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    from train.data import files, formats
+
+    kind = re.sub(r"\.gz$", "", file.name).rpartition(".")[2]
+    if kind == "jsonl":
+        return formats.jsonl_rows(file)
+    if kind in ("csv", "tsv"):
+        return formats.csv_rows(file, delimiter="," if kind == "csv" else "\t", header=True)
+    if kind == "txt":
+        return ((row, {"text": line.strip()}) for row, line in files.lines(file))
+    raise ValueError(f"{file}: expected a name that ends in .txt, .jsonl, .csv or .tsv (and maybe .gz)")
+
+
+def _record(text: Any, pair: Any, where: str) -> Any:
+    from train.data.source import Record
+
+    for name, value in (("text", text), ("pair", pair)):
+        if not isinstance(value, str) and not (name == "pair" and value is None):
+            raise ValueError(f"{where}: {name} is {json.dumps(value)[:80]}, expected text")
+    return Record(text, pair, None, where)
+
+
+def _given(args: argparse.Namespace) -> list:
+    if args.texts:
+        return read(args.texts)
+    if args.text:
+        return [_record(text, None, f"--text={text!r}") for text in args.text]
+    return [_record(line.strip(), None, f"stdin:{row}") for row, line in enumerate(sys.stdin, start=1)]
+
+
+def _write(lines: Iterable[str], out: str | None) -> None:
+    if out is None:
+        for line in lines:
+            print(line, flush=True)
+        return
+    with open(out, "w") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.predict", description=__doc__, epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--workdir", type=Path, required=True, help="the run's folder")
+    add("--stage", required=True, help="the stage whose checkpoint predicts")
+    add("--step", type=int, help="the checkpoint of this step, instead of the newest")
+    add("--best", action="store_true", help="the checkpoint that was best on dev, instead of the newest")
+    add("--texts", metavar="FILE", help="a file of texts: .txt, .jsonl, .csv or .tsv")
+    add("--text", action="append", help="a text; may be given again")
+    add("stdin", nargs="?", choices=["-"], metavar="-", help="read texts from standard input, one a line")
+    add("--evaluate", action="store_true", help="instead, run the stage's evaluations and print their metrics")
+    add("--out", metavar="FILE", help="write here, instead of to standard output")
+    args = parser.parse_args(argv)
+    given = [bool(args.texts), bool(args.text), args.stdin is not None, args.evaluate]
+    if sum(given) != 1:
+        parser.error("give one of --texts=FILE, --text=TEXT, - and --evaluate")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parsed(argv)
+    try:
+        # before the model is loaded, so that a wrong path is said at once
+        records = [] if args.evaluate else _given(args)
+        from absl import logging
+
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
+        trained = load(args.workdir, args.stage, args.step, args.best)
+        if args.evaluate:
+            metrics = evaluations(trained, args.workdir)
+            _write([json.dumps({"stage": args.stage, "step": trained.step} | metrics, indent=1)], args.out)
+        else:
+            _write((json.dumps(said, ensure_ascii=False) for said in predict(trained, records)), args.out)
+    except ValueError as error:
+        # what a user can mend is said, without the program's insides
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What holds of every objective: the same task and the same gradient on any mesh, microbatches and packing."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toys
+from conftest import SPECIAL, V
+
+from model import random
+from model.backbone import backbone
+from model.config import sized
+from objectives import types
+from objectives.classify import classify
+from objectives.mlm import mlm
+from objectives.regress import regress
+from train import sharding, tree
+from train import step as training
+
+# exact in a reordering of sums, over every part that a backbone may have; dropout is on
+BERT = dict(size="tiny", D=16, heads=4, F=32, layers=2, max_length=64)
+MODERN = dict(
+    size="modern-base", D=16, heads=4, F=32, layers=3, max_length=64, window=8, qk_norm=True, norm="rms", dropout=0.1,
+    attention_dropout=0.1, scan=True, pattern=("global", "local"),
+)  # fmt: skip
+
+
+class Case(NamedTuple):
+    make: Callable
+    backbone: dict = BERT
+    frozen: tuple[str, ...] = ()
+    packing: bool = True  # objectives that pair segments of a row are exempt
+
+
+CASES = {
+    "mlm": Case(mlm),
+    "mlm-modern-words": Case(partial(mlm, rate=0.3, unit="word", tied=False, softcap=30.0), MODERN),
+    "mlm-spans": Case(partial(mlm, rate=0.3, unit="span", choice="independent", capacity=0.9), BERT),
+    "classify": Case(partial(classify, classes=3)),
+    "regress": Case(partial(regress, pooling="mean"), MODERN),
+    "join": Case(toys.contrast),
+    "after": Case(toys.teacher, frozen=("teacher/.*",)),
+}
+
+
+class Cell(NamedTuple):
+    mesh: tuple[int, int, int] | None
+    microbatches: int
+    packed: bool
+
+
+# pairwise over the product, which `make test-all` runs whole
+PAIRWISE = (Cell(None, 1, False), Cell((2, 2, 2), 4, True), Cell((1, 4, 2), 2, False))
+PRODUCT = [Cell(m, n, p) for m in (None, (2, 2, 2), (1, 4, 2), (8, 1, 1)) for n in (1, 2, 4) for p in (False, True)]
+REFERENCE = PAIRWISE[0]
+
+
+def run(case: Case, cell: Cell, dtype: str, rows: dict, vocab) -> tuple[dict, dict, dict]:
+    """(gradient by path, report, corrupted tokens by example) of a step's first half, on the host."""
+    mesh = cell.mesh and sharding.make_mesh(dict(zip(sharding.MESH_AXES, cell.mesh, strict=True)), jax.devices())
+    constrain = sharding.constrainer(mesh)
+    bb = backbone(sized(**{"V": V, "dtype": dtype, "param_dtype": dtype} | case.backbone), constrain)
+    objective = case.make(bb, vocab)
+    if objective.name == "regress":
+        rows = rows | {"labels": rows["labels"].astype(np.float32)}
+    axes = training.axes(bb, objective)
+    params = jax.jit(partial(training.init, backbone=bb, objective=objective))(random.generator(0))
+    # biases and scales away from 0 and 1, so that a part left out would show
+    params = jax.tree.map(lambda x: x + 0.05 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    learned = tree.resolve([(p, False) for p in case.frozen], params, True)
+    if mesh:
+        places = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), sharding.specs(axes, params, mesh))
+        params, rows = jax.device_put((params, rows), (places, sharding.rows(mesh)))
+
+    def gradients(params, rows):
+        key, step = random.key(3), jnp.int32(5)
+        batch = training.corrupted(rows, key, step, objective)
+        grads, sums = training.gradients(
+            params, batch, key, step, backbone=bb, objective=objective, learned=learned,
+            microbatches=cell.microbatches, constrain=constrain,
+        )  # fmt: skip
+        return grads, types.report(sums), batch["tokens"]
+
+    grads, report, tokens = jax.device_get(jax.jit(gradients)(params, rows))
+    rows = jax.device_get(rows)
+    by_example = {}
+    for b, s in zip(*np.nonzero(np.arange(1, rows["example"].shape[1] + 1) <= rows["segments"].max(1)[:, None]), strict=True):
+        by_example[tuple(rows["example"][b, s])] = tokens[b][rows["segments"][b] == s + 1].tolist()
+    return tree.leaves(grads), report, by_example
+
+
+@pytest.fixture(scope="module")
+def reference(alone, vocab):
+    """Gradients of a case alone on one device in one microbatch, computed once a dtype."""
+
+    @lru_cache
+    def of(name, dtype):
+        with jax.enable_x64(dtype == "float64"):
+            return run(CASES[name], REFERENCE, dtype, alone, vocab)
+
+    return of
+
+
+def check(name, cell, dtype, reference, alone, packed, vocab):
+    if cell.packed and not CASES[name].packing:
+        pytest.skip("this objective pairs the segments of a row")
+    grads, report, tokens = reference(name, dtype)
+    with jax.enable_x64(dtype == "float64"):
+        other_grads, other_report, other_tokens = run(CASES[name], cell, dtype, packed if cell.packed else alone, vocab)
+    assert other_tokens == tokens
+    assert other_grads.keys() == grads.keys()
+    norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+    assert norm > 1e-3
+    loss_tolerance, tree_tolerance = (1e-12, 1e-10) if dtype == "float64" else (1e-6, 1e-5)
+    for key in report:
+        np.testing.assert_allclose(other_report[key], report[key], rtol=loss_tolerance, err_msg=key)
+    far = {k: np.abs(other_grads[k] - g).max() / norm for k, g in grads.items()}
+    if dtype == "float64":
+        assert max(far.values()) < tree_tolerance, far
+    distance = np.sqrt(sum(((other_grads[k] - g) ** 2).sum() for k, g in grads.items()))
+    assert distance < tree_tolerance * norm
+
+
+@pytest.mark.parametrize("cell", PAIRWISE[1:], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_invariance(name, cell, reference, alone, packed, vocab):
+    check(name, cell, "float64", reference, alone, packed, vocab)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_invariance_float32(name, reference, alone, packed, vocab):
+    check(name, PAIRWISE[1], "float32", reference, alone, packed, vocab)
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("cell", [c for c in PRODUCT if c != REFERENCE], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_invariance_product(name, cell, dtype, reference, alone, packed, vocab):
+    check(name, cell, dtype, reference, alone, packed, vocab)

@@ -1,0 +1,46 @@
+"""A command line that takes a config: its flags parsed, and what a user can mend said without the program's insides."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+
+def main(help: str, work: Callable[[Any], None], *errors: type[Exception]) -> None:
+    """Parses the flags, `--config` with its overrides among them, and calls `work(config)`.
+
+    A ValueError, or one of `errors`, ends the program with `error: ...` and exit code 1. The other flags are defined
+    by the caller, before; `help` is what --help says above them.
+    """
+    from ml_collections import config_flags
+
+    config = config_flags.DEFINE_config_file("config", help_string="the config file; its keys are overridden by path")
+    flags.mark_flag_as_required("config")
+    sys.modules["__main__"].__doc__ = help
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(argv)
+        except AttributeError as error:
+            key = str(error).strip("\"'")
+            sys.exit(f"error: the config has no key {key!r} to override; --config.KEY takes keys that its file sets")
+        except OSError as error:
+            sys.exit(_unreadable(error))
+
+    def start(argv: list[str]) -> None:
+        if len(argv) > 1:
+            sys.exit(f"error: unexpected arguments {' '.join(argv[1:])}; see --help")
+        try:
+            config.value.items()  # raises OSError where the file could not be read
+            work(config.value)
+        except OSError as error:
+            sys.exit(_unreadable(error))
+        except (ValueError, *errors) as error:
+            sys.exit(f"error: {error}")
+
+    app.run(start, flags_parser=parse)
+
+
+def _unreadable(error: OSError) -> str:
+    return "error: " + " ".join(str(error.__cause__ or error).split())
