@@ -11,9 +11,9 @@ _HELP = """Prints rows of a step exactly as the model sees them, corrupted by th
   python -m launch.peek --config=configs/demo.py --workdir=runs/demo --stage=finetune --step=120 --rows=4
   python -m launch.peek --config=configs/demo.py --workdir=runs/demo --config.pretrain.objective.rate=0.4 | less
 
-Steps count from 0: step 0 is the one that the log calls 1. Tokens that the objective changed are coloured on a terminal,
-masked ones in red and replaced ones in yellow, and stand in ⟦ ⟧ elsewhere. A tokenizer and rows that the workdir does
-not hold yet are made there, as training would. Nothing is trained, and no accelerator is used.
+Steps count from 0: step 0 is the one that the log calls 1. Tokens that the objective changed are coloured on a
+terminal, masked ones in red and replaced ones in yellow, and stand in ⟦ ⟧ elsewhere. A tokenizer and rows that the
+workdir does not hold yet are made there, as training would. Nothing is trained, and no accelerator is used.
 """
 
 
@@ -25,10 +25,9 @@ class Token(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A packed segment: who it is, its tokens, how many there are of each type, and its label, class and all."""
+    """A packed segment: its example (source, index), its tokens, how many of each type, its label with its class."""
 
-    source: int
-    index: int
+    example: tuple[int, int]
     tokens: list[Token]
     types: dict[int, int]
     label: str | None
@@ -119,7 +118,7 @@ def _row(stage: Any, tokenizer: Any, classes: Any, number: int, before: dict, af
         label = _label(after["labels"][s], classes) if "labels" in after else None
         source, index = after["example"][s].tolist()
         counts = {int(k): int(n) for k, n in types.items()}
-        found.append(Segment(source, index, [tokens[i] for i in at], counts, label))
+        found.append(Segment((source, index), [tokens[i] for i in at], counts, label))
 
     mine = after.get(stage.objective.name)
     known = {"tokens"}
@@ -158,11 +157,12 @@ def show(row: Row, console: Any) -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     plain = console.color_system is None
-    say(f"row {row.number}: {len(row.segments)} segment{'s'[: len(row.segments) != 1]}, {row.padding:.1%} padding", "bold")
+    several = "" if len(row.segments) == 1 else "s"
+    say(f"row {row.number}: {len(row.segments)} segment{several}, {row.padding:.1%} padding", "bold")
     for s, segment in enumerate(row.segments, start=1):
-        types = ", types " + ", ".join(f"{t}×{n}" for t, n in segment.types.items()) if segment.types else ""
+        types = ", types " + ", ".join(f"{t} x {n}" for t, n in segment.types.items()) if segment.types else ""
         label = "" if segment.label is None else f", label {segment.label}"
-        say(f"  segment {s}: example ({segment.source}, {segment.index}), {len(segment.tokens)} tokens{types}{label}")
+        say(f"  segment {s}: example {segment.example}, {len(segment.tokens)} tokens{types}{label}")
         text = Text()
         for piece, mark in segment.tokens:
             word = piece.replace("\u2581", " ")
@@ -173,13 +173,16 @@ def show(row: Row, console: Any) -> None:
     if row.targets is not None:
         say(f"  {len(row.targets)} targets, as position seen → target:")
         weights = {t.weight for t in row.targets} - {1.0}
-        each = (f"{t.position} {t.seen} → {t.piece}" + (f" (weight {t.weight:g})" if weights else "") for t in row.targets)
+        worth = " (weight {:g})" if weights else ""
+        each = (f"{t.position} {t.seen} → {t.piece}{worth.format(t.weight)}" for t in row.targets)
         say("    " + " · ".join(each))
     for path, x in row.others.items():
-        first = np.asarray(x).reshape(-1)[:8].tolist()
-        shape = "×".join(map(str, x.shape)) or "scalar"
-        more = " …" if x.size > 8 else ""
-        say(f"  {path} {x.dtype} {shape}: {' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in first)}{more}")
+        say(f"  {path} {x.dtype} {'x'.join(map(str, x.shape)) or 'scalar'}: {_first(x)}")
+
+
+def _first(x: np.ndarray, n: int = 8) -> str:
+    values = (f"{v:g}" if isinstance(v, float) else str(v) for v in np.ravel(x)[:n].tolist())
+    return " ".join(values) + (" …" if x.size > n else "")
 
 
 def main() -> None:
@@ -203,7 +206,7 @@ def main() -> None:
 
         name = build.stages(build.plain(config))[0] if stage.value is None else stage.value
         console = Console()
-        for row in peek(config, name, Path(workdir.value), step.value, rows.value):
+        for row in peek(config, name, Path(workdir.value or ""), step.value, rows.value):
             show(row, console)
 
     command.main(_HELP, work)

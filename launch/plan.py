@@ -45,9 +45,9 @@ def plan(config: Any, name: str, mesh: str | None = None, memory: str | None = N
     build.check_offline(made, name)
     shape = sharding.parse(made.mesh if mesh is None else mesh)
     notes = []
+    concrete = None
     if memory is not None:
-        topology = _topology(memory)
-        concrete = sharding.make_mesh(shape, topology)
+        concrete = sharding.make_mesh(shape, _topology(memory))
         shape = dict(concrete.shape)
     elif -1 in shape.values():
         notes.append(f"mesh {made.mesh if mesh is None else mesh}: -1 counted as 1")
@@ -57,7 +57,7 @@ def plan(config: Any, name: str, mesh: str | None = None, memory: str | None = N
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     where = sharding.abstract_mesh(shape)
-    stage, batch = _offline(config, name, made, concrete if memory is not None else None)
+    stage, batch = _offline(config, name, made, concrete)
     state = jax.eval_shape(loop.fresh(stage), random.generator(0))
     axes = training.axes(stage.backbone, stage.objective)
     leaves = _leaves(state, axes, where)
@@ -81,9 +81,9 @@ def plan(config: Any, name: str, mesh: str | None = None, memory: str | None = N
     }
     if made.steps is None:
         notes.append(f"epochs={made.epochs}: the number of steps depends on the data")
-    out = {"stage": name, "mesh": shape, "notes": notes, "leaves": leaves, "totals": totals}
+    out: dict[str, Any] = {"stage": name, "mesh": shape, "notes": notes, "leaves": leaves, "totals": totals}
     if memory is not None:
-        out["memory"] = {"topology": memory} | _compiled(stage, state, axes, batch)
+        out["memory"] = _compiled(stage, state, axes, batch) | {"topology": memory}
     return out
 
 
@@ -112,9 +112,9 @@ def _leaves(state: Any, axes: Any, mesh: Any) -> list[dict[str, Any]]:
 
     from train import sharding, tree
 
-    named = jax.tree.structure(state).flatten_up_to(sharding.state_axes(state, axes))
     out = []
-    for (path, x), names in zip(jax.tree_util.tree_leaves_with_path(state), named, strict=True):
+
+    def add(path, x, names):
         spec = sharding.spec(names, x.shape, mesh)
         # every mesh axis divides 0: the spec of a leaf that fits
         wanted = sharding.spec(names, (0,) * x.ndim, mesh)
@@ -125,6 +125,8 @@ def _leaves(state: Any, axes: Any, mesh: Any) -> list[dict[str, Any]]:
             "whole": [i for i, (e, f) in enumerate(zip(entries, full, strict=True)) if e != f],
             "bytes": _bytes(x, spec, dict(mesh.shape)),
         })  # fmt: skip
+
+    jax.tree_util.tree_map_with_path(add, state, sharding.state_axes(state, axes))
     return out
 
 
@@ -163,7 +165,7 @@ def _topology(memory: str) -> list:
         raise ValueError(f"--memory={memory}: libtpu knows no such topology ({str(error).splitlines()[0]})") from None
 
 
-def _compiled(stage: Any, state: Any, axes: Any, batch: dict) -> dict[str, int]:
+def _compiled(stage: Any, state: Any, axes: Any, batch: dict) -> dict[str, Any]:
     """Bytes a device that the compiler says the step takes. Raises ValueError where they do not fit."""
     import jax
 
@@ -199,15 +201,14 @@ def show(plan: dict[str, Any], console: Any) -> None:
     table = Table("leaf", "logical axes", "shape", "dtype", "partition", "bytes a device", highlight=False)
     table.title = f"{plan['stage']}: {mesh} ({devices} devices)"
     table.columns[-1].justify = "right"
-    for column in table.columns[:1]:
-        column.overflow = "fold"
+    table.columns[0].overflow = "fold"
     before = ""
     for leaf in plan["leaves"]:
         owner = leaf["path"].split("/")[0]
         if before not in ("", owner):
             table.add_section()
         before = owner
-        shape = "×".join(f"{n}*" if i in leaf["whole"] else str(n) for i, n in enumerate(leaf["shape"]))
+        shape = "x".join(f"{n}*" if i in leaf["whole"] else str(n) for i, n in enumerate(leaf["shape"]))
         table.add_row(
             leaf["path"], " ".join(leaf["axes"]), shape or "scalar", leaf["dtype"], _partition(leaf["spec"]),
             f"{leaf['bytes']:,}",

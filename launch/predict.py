@@ -3,15 +3,12 @@
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-MASK = "[MASK]"
 
 _EXAMPLES = """examples:
   python -m launch.predict --workdir=runs/demo --stage=finetune --best --text="A fine film."
@@ -20,9 +17,9 @@ _EXAMPLES = """examples:
   zcat reviews.txt.gz | python -m launch.predict --workdir=runs/demo --stage=finetune -
   python -m launch.predict --workdir=runs/demo --stage=finetune --best --evaluate
 
-One JSON object a text comes out, in the order of the texts. A .txt file (and standard input) holds a text a line; .jsonl,
-.csv and .tsv files have a column `text`, and for tasks on pairs a column `pair`. A text too long for the stage's rows is
-cut, and a warning counts those.
+One JSON object a text comes out, in the order of the texts. A .txt file (and standard input) holds a text a line;
+.jsonl, .csv and .tsv files have a column `text`, and for tasks on pairs a column `pair`. A text too long for the
+stage's rows is cut, and a warning counts those.
 """
 
 
@@ -89,23 +86,20 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
     `probabilities` by class; for a number `prediction`; for tokens `prediction`, a list of {piece, probability} with
     one for each [MASK] of the text; for anything else its arrays, by name.
 
-    Warns on stderr of texts that were cut. Raises ValueError for an empty text, or one with no [MASK] where masks are
-    to be filled.
+    Warns on stderr of texts that were cut. Raises ValueError where there is no text, or one has no [MASK] to fill.
     """
     import jax
 
+    from launch.texts import Masking
     from train.data.loader import evaluation_batches
     from train.data.rows import label_examples
     from train.sharding import rows as over_rows
 
     if not records:
         raise ValueError("there is no text to predict for")
-    for record in records:
-        if not record.text.strip() or (record.pair is not None and not record.pair.strip()):
-            raise ValueError(f"{record.where}: the {'pair' if record.text.strip() else 'text'} is empty")
-    length = trained.made.data["length"] if "length" in trained.made.data else trained.backbone.config.max_length
+    length = trained.made.data.get("length", trained.backbone.config.max_length)
     unlabelled = [record._replace(label=None) for record in records]
-    arrays, report = label_examples(unlabelled, _Masking(trained.tokenizer), length, None, truncate=True)
+    arrays, report = label_examples(unlabelled, Masking(trained.tokenizer), length, None, truncate=True)
     if report["truncated"]:
         print(f"warning: {report['truncated']} of {len(records)} texts were cut to {length} tokens", file=sys.stderr)
 
@@ -131,39 +125,6 @@ def _rows_a_batch(trained: Trained, rows: int) -> int:
     return math.ceil(min(trained.made.batch, rows) / trained.mesh.size) * trained.mesh.size
 
 
-class _Masking:
-    """A tokenizer that reads [MASK] in a text as the mask's id, which no tokenizer here makes from text."""
-
-    def __init__(self, tokenizer: Any):
-        self.vocab = tokenizer.vocab
-        self._tokenizer = tokenizer
-        self._ids = {piece: i for i, piece in enumerate(tokenizer.pieces(range(self.vocab.size)))}
-
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        split = [text.split(MASK) for text in texts]
-        parts = iter(self._tokenizer.encode([part for parts in split for part in parts]))
-        mask = np.array([self.vocab.mask], np.int32)
-        out = []
-        for text in split:
-            ids = [next(parts)]
-            for part in text[1:]:
-                ids += [mask, self._going_on(part, next(parts))]
-            out.append(np.concatenate(ids))
-        return out
-
-    def _going_on(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The ids of a text as they are right after another: SentencePiece begins every text with a space."""
-        from train.data.tokenizer import SPACE
-
-        if not len(ids) or text[0].isspace():
-            return ids
-        first = self._tokenizer.pieces(ids[:1])[0]
-        if first == SPACE:
-            return ids[1:]
-        bare = first.removeprefix(SPACE)
-        return np.concatenate([[self._ids[bare]], ids[1:]]).astype(np.int32) if bare in self._ids else ids
-
-
 def _said(trained: Trained, found: dict[str, np.ndarray], tokens: np.ndarray, record: Any) -> dict[str, Any]:
     """What the objective's `predict` found for one row, in words."""
     if "probabilities" in found:  # [S, C]
@@ -172,6 +133,8 @@ def _said(trained: Trained, found: dict[str, np.ndarray], tokens: np.ndarray, re
         chosen = classes[int(found["prediction"][0])]
         return {"prediction": chosen, "probabilities": dict(zip(classes, map(_tidy, shares), strict=True))}
     if "probability" in found:  # [L], at every token
+        from launch.texts import MASK
+
         at = np.flatnonzero(tokens == trained.tokenizer.vocab.mask)
         if MASK not in record.text + (record.pair or ""):
             raise ValueError(f'{record.where}: no {MASK} to fill; {trained.name} fills masks, as in "It was {MASK} ."')
@@ -189,8 +152,8 @@ def _plain(x: Any) -> Any:
     return _tidy(float(x)) if np.ndim(x) == 0 and np.issubdtype(x.dtype, np.floating) else x.tolist()
 
 
-def evaluations(trained: Trained, workdir: Path) -> dict[str, float]:
-    """Metrics of the stage's evaluations, named as in its log ("dev/accuracy")."""
+def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
+    """Metrics of the stage's evaluations, named as in its log ("dev/accuracy"); None for one that is undefined."""
     import jax
 
     from train import build, evaluate
@@ -200,61 +163,25 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float]:
     if not trained.made.evals:
         raise ValueError(f"{trained.name} was trained without evals; add some to its config and resume it")
     run = jax.jit(evaluate.evaluator(trained.backbone, trained.objective, trained.view))
-    out = {}
+    out: dict[str, float | None] = {}
     for name, section in trained.made.evals.items():
         arrays = build.rows(section, f"{trained.name}.evals.{name}", trained.tokenizer, workdir).arrays
         batch = _rows_a_batch(trained, trained.made.batch)
         batches = evaluation_batches(arrays, batch, over_rows(trained.mesh))
         found = evaluate.evaluate(run, trained.params, batches, trained.objective.scores)
-        out |= {f"{name}/{k}": v for k, v in found.items()}
+        # JSON has no nan
+        out |= {f"{name}/{k}": v if math.isfinite(v) else None for k, v in found.items()}
     return out
-
-
-def read(path: str) -> list:
-    """Records of a file of texts: .txt a text a line, or .jsonl, .csv, .tsv with columns `text` and maybe `pair`.
-
-    A path may be a pattern or hold variables, and a file may be gzipped, as for `train.data.source`. Raises ValueError
-    where there is no file, another kind of file, or no column `text`.
-    """
-    from train.data import files
-
-    out = []
-    for file in files.find(path):
-        for row, columns in _columns(file):
-            if "text" not in columns:
-                raise ValueError(f"{file}:{row}: no column 'text'; columns found: {', '.join(columns)}")
-            out.append(_record(columns["text"], columns.get("pair"), f"{file}:{row}"))
-    return out
-
-
-def _columns(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    from train.data import files, formats
-
-    kind = re.sub(r"\.gz$", "", file.name).rpartition(".")[2]
-    if kind == "jsonl":
-        return formats.jsonl_rows(file)
-    if kind in ("csv", "tsv"):
-        return formats.csv_rows(file, delimiter="," if kind == "csv" else "\t", header=True)
-    if kind == "txt":
-        return ((row, {"text": line.strip()}) for row, line in files.lines(file))
-    raise ValueError(f"{file}: expected a name that ends in .txt, .jsonl, .csv or .tsv (and maybe .gz)")
-
-
-def _record(text: Any, pair: Any, where: str) -> Any:
-    from train.data.source import Record
-
-    for name, value in (("text", text), ("pair", pair)):
-        if not isinstance(value, str) and not (name == "pair" and value is None):
-            raise ValueError(f"{where}: {name} is {json.dumps(value)[:80]}, expected text")
-    return Record(text, pair, None, where)
 
 
 def _given(args: argparse.Namespace) -> list:
-    if args.texts:
-        return read(args.texts)
+    from launch import texts
+
+    if args.texts is not None:
+        return texts.read(args.texts)
     if args.text:
-        return [_record(text, None, f"--text={text!r}") for text in args.text]
-    return [_record(line.strip(), None, f"stdin:{row}") for row, line in enumerate(sys.stdin, start=1)]
+        return [texts.record(text, None, f"--text={text!r}") for text in args.text]
+    return texts.lines(sys.stdin, "standard input")
 
 
 def _write(lines: Iterable[str], out: str | None) -> None:
@@ -282,7 +209,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--evaluate", action="store_true", help="instead, run the stage's evaluations and print their metrics")
     add("--out", metavar="FILE", help="write here, instead of to standard output")
     args = parser.parse_args(argv)
-    given = [bool(args.texts), bool(args.text), args.stdin is not None, args.evaluate]
+    given = [args.texts is not None, bool(args.text), args.stdin is not None, args.evaluate]
     if sum(given) != 1:
         parser.error("give one of --texts=FILE, --text=TEXT, - and --evaluate")
     return args

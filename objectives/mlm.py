@@ -65,7 +65,8 @@ def mlm(
         if choice == "exact":
             slack = min(segments, 2 * math.sqrt(segments))
             return min(length, math.floor(rate * length) + math.ceil(slack))
-        size = {"token": 1.0, "word": 1.5, "span": 1.5 * span}[unit]
+        # tokens of a unit, weighed by tokens: a geometric length counts about twice its mean
+        size = {"token": 1.0, "word": 2.0, "span": 3.0 * span}[unit]
         return min(length, math.ceil(rate * length + 4 * math.sqrt(length * rate * (1 - rate) * size)))
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:

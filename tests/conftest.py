@@ -1,6 +1,7 @@
 """Eight simulated devices, strict ranks, compiled programs kept on disk, and the toy vocabulary and rows of the tests."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 # tests check numbers, not speed: a light LLVM pass halves their time
@@ -11,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from model import random
 from objectives.types import Vocab
+from train import step as training
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,6 +28,12 @@ SPECIAL = (0, 1, 2, 3, 4)
 @pytest.fixture(scope="session")
 def vocab() -> Vocab:
     return Vocab(V, *SPECIAL, special=SPECIAL, word_starts=np.arange(V) % 3 != 0, fingerprint="toy")
+
+
+def params_of(bb, objective=None, seed: int = 0):
+    """Fresh params, in one program: op by op it would compile hundreds."""
+    make = bb.init if objective is None else partial(training.init, backbone=bb, objective=objective)
+    return jax.jit(make)(random.generator(seed))
 
 
 def pack(lengths: list[list[int]], length: int, segments: int, seed: int = 0) -> dict[str, np.ndarray]:

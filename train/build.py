@@ -19,7 +19,7 @@ from model.backbone import backbone
 from model.config import BackboneConfig, sized
 from model.types import Backbone
 from objectives.types import Objective, Vocab
-from train import sharding, tree
+from train import checkpoint, sharding, tree
 from train import step as training
 from train.stage import Carry, Stage
 
@@ -30,7 +30,8 @@ _SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 class Spec:
     """The keys of a stage in a config. Those that name a `factory` ("module:function") hold its arguments beside it.
 
-    backbone:    `size` and changes to it (see `model.config`); merged over the config's own `backbone`
+    backbone:    `size` (see `model.config`) or `checkpoint` (a stage's folder, to be like it), and changes to it;
+                 merged over the config's own `backbone`
     objective:   a factory of `objectives/`
     data:        a factory of `train.data.rows`, with its `source`
     optimizer:   a factory of `train.optimizer`
@@ -147,11 +148,20 @@ def call(section: dict, where: str, *args: Any, **extra: Any) -> Any:
 def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Objective]:
     """The backbone and the objective of a stage."""
     keys = dict(made.backbone)
-    known = {f.name for f in dataclasses.fields(BackboneConfig)} - {"V"} | {"size"}
-    _check_keys(f"{name}.backbone", keys, known, {"size"})
-    config = sized(keys.pop("size"), V=vocab.size, **keys)
+    known = {f.name for f in dataclasses.fields(BackboneConfig)} - {"V"}
+    if "checkpoint" in keys:
+        _check_keys(f"{name}.backbone", keys, known | {"checkpoint"}, set())
+        origin = checkpoint.read_provenance(Path(keys.pop("checkpoint")) / "checkpoints")
+        config = BackboneConfig(**{k: _tuple(v) for k, v in (origin["backbone"] | keys | {"V": vocab.size}).items()})
+    else:
+        _check_keys(f"{name}.backbone", keys, known | {"size"}, {"size"})
+        config = sized(keys.pop("size"), V=vocab.size, **keys)
     bb = backbone(config, sharding.constrainer(mesh))
     return bb, call(made.objective, f"{name}.objective", bb, vocab)
+
+
+def _tuple(x: Any) -> Any:
+    return tuple(x) if isinstance(x, list) else x
 
 
 def tokenizer(config: dict, workdir: Path) -> Any:
@@ -194,7 +204,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     bb, objective = model(made, name, tok.vocab, mesh)
     data = rows(made.data, f"{name}.data", tok, workdir)
     count = len(data.arrays["tokens"])
-    steps = made.steps if made.steps is not None else math.ceil(made.epochs * count / made.batch)
+    steps = made.steps or math.ceil((made.epochs or 0) * count / made.batch)
     schedule, optimizer, learned = optimization(made, name, bb, objective, steps)
     evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir).arrays for k, v in made.evals.items()}
     source_of = {"data": data.report.get("fingerprint", ""), "tokenizer": tok.vocab.fingerprint}

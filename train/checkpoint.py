@@ -70,11 +70,7 @@ def read_params(folder: Path, step: int | None = None) -> tuple[Any, dict, int]:
 
     Raises ValueError where there is none.
     """
-    steps = steps_in(folder)
-    if not steps or (step is not None and step not in steps):
-        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise ValueError(f"{folder} holds {wanted} (found: {steps or 'none'})")
-    step = steps[-1] if step is None else step
+    step = _step(folder, step)
     with _manager(folder, None) as manager:
         shapes = manager.item_metadata(step)["params"]
         like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=_one_device()), shapes)
@@ -83,6 +79,21 @@ def read_params(folder: Path, step: int | None = None) -> tuple[Any, dict, int]:
             args=ocp.args.Composite(params=ocp.args.StandardRestore(like), provenance=ocp.args.JsonRestore()),
         )
     return jax.tree.map(np.asarray, got["params"]), got["provenance"], step
+
+
+def read_provenance(folder: Path, step: int | None = None) -> dict:
+    """What a checkpoint says of itself; raises ValueError where there is none."""
+    step = _step(folder, step)
+    with _manager(folder, None) as manager:
+        return manager.restore(step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))["provenance"]
+
+
+def _step(folder: Path, step: int | None) -> int:
+    steps = steps_in(folder)
+    if not steps or (step is not None and step not in steps):
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise ValueError(f"{folder} holds {wanted} (found: {steps or 'none'})")
+    return steps[-1] if step is None else step
 
 
 def _one_device() -> jax.sharding.Sharding:

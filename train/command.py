@@ -15,6 +15,7 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception]) -> No
     """
     from ml_collections import config_flags
 
+    mendable: tuple[type[Exception], ...] = (ValueError, *errors)
     config = config_flags.DEFINE_config_file("config", help_string="the config file; its keys are overridden by path")
     flags.mark_flag_as_required("config")
     sys.modules["__main__"].__doc__ = help
@@ -23,8 +24,11 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception]) -> No
         try:
             return app.parse_flags_with_usage(argv)
         except AttributeError as error:
-            key = str(error).strip("\"'")
-            sys.exit(f"error: the config has no key {key!r} to override; --config.KEY takes keys that its file sets")
+            missing = error.args[0] if error.args else None
+            if not isinstance(missing, KeyError):
+                raise  # the config file's own
+            key, _, hint = str(missing.args[0]).partition("\n")
+            sys.exit(f"error: the config has no key {key} to override; {hint or 'its file sets those that it has'}")
         except OSError as error:
             sys.exit(_unreadable(error))
 
@@ -33,10 +37,11 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception]) -> No
             sys.exit(f"error: unexpected arguments {' '.join(argv[1:])}; see --help")
         try:
             config.value.items()  # raises OSError where the file could not be read
-            work(config.value)
         except OSError as error:
             sys.exit(_unreadable(error))
-        except (ValueError, *errors) as error:
+        try:
+            work(config.value)
+        except mendable as error:
             sys.exit(f"error: {error}")
 
     app.run(start, flags_parser=parse)

@@ -8,6 +8,7 @@ Every factory takes `axes` (logical names, the tree of the learned params) and t
     rates:     rules that multiply the learning rate, by path; a value may be one number a layer
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,9 +76,11 @@ def muon(
     """
     numbers = tree_of_matrices(axes)
     labels = jax.tree.map(lambda n: "adam" if n is None else "muon", numbers, is_leaf=_is_numbers)
+    # as optax's partition shows Muon the tree: without the leaves that are Adam's
+    numbers = jax.tree.map(lambda n: optax.MaskedNode() if n is None else n, numbers, is_leaf=_is_numbers)
     matrices = optax.chain(
         optax.contrib.scale_by_muon(ns_steps=steps, beta=momentum, weight_dimension_numbers=numbers),
-        optax.contrib.scale_by_shape(weight_dimension_numbers=numbers, consistent_rms=rms),
+        _by_shape(numbers, rms),
     )
     inner = optax.partition({"muon": matrices, "adam": optax.scale_by_adam(b1, b2, eps)}, labels)
     return _chain(clip, inner, _decay(weight_decay, no_decay), schedule, rates)
@@ -103,6 +106,16 @@ def tree_of_matrices(axes: Any) -> Any:
         return optax.contrib.MuonDimensionNumbers(tuple(reads), tuple(writes))
 
     return jax.tree.map(numbers, axes, is_leaf=tree.is_axes)
+
+
+def _by_shape(numbers: Any, rms: float) -> Transform:
+    """Times rms * sqrt(max(rows, columns)) of each matrix: an orthogonal update then has entries of that size."""
+
+    def scale(n, update):
+        rows, columns = (math.prod(update.shape[i] for i in axes) for axes in (n.reduction_axis, n.output_axis))
+        return update * (rms * math.sqrt(max(rows, columns)))
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scale, numbers, updates, is_leaf=_is_numbers))
 
 
 def _chain(clip: float | None, inner: Transform, decay: Transform, schedule: Callable, rates: tree.Rules) -> Transform:

@@ -126,7 +126,7 @@ def constrainer(mesh: Mesh | None) -> Callable[[jax.Array, tuple[str | None, ...
     return constrain
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Of a batch: rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 

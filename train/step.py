@@ -116,7 +116,7 @@ def step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, learned_params)
     params = tree.merge(optax.apply_updates(learned_params, updates), frozen_params, learned)
     params = objective.after(params, state.step)
-    norm = Ratio(optax.global_norm(gradient), jnp.ones(()))
+    norm = Ratio(optax.tree.norm(gradient), jnp.ones(()))
     return TrainState(state.step + 1, params, opt_state), sums._replace(metrics=sums.metrics | {"gradient_norm": norm})
 
 

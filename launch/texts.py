@@ -1,0 +1,96 @@
+"""Texts to predict for: records read from files or lines, and a tokenizer that knows [MASK] when it reads one."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.data import files, formats
+from train.data.source import Record
+from train.data.tokenizer import SPACE, Tokenizer
+
+MASK = "[MASK]"
+
+
+def read(path: str) -> list[Record]:
+    """Records of a file of texts: .txt a text a line, or .jsonl, .csv, .tsv with columns `text` and maybe `pair`.
+
+    A path may be a pattern or hold variables, and a file may be gzipped, as for `train.data.source`. Raises ValueError
+    where there is no file, another kind of file, or no column `text`.
+    """
+    out = []
+    for file in files.find(path):
+        for row, columns in _columns(file):
+            if "text" not in columns:
+                raise ValueError(f"{file}:{row}: no column 'text'; columns found: {', '.join(columns)}")
+            out.append(record(columns["text"], columns.get("pair"), f"{file}:{row}"))
+    return out
+
+
+def _columns(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    kind = re.sub(r"\.gz$", "", file.name).rpartition(".")[2]
+    if kind == "jsonl":
+        return formats.jsonl_rows(file)
+    if kind in ("csv", "tsv"):
+        return formats.csv_rows(file, delimiter="," if kind == "csv" else "\t", header=True)
+    if kind == "txt":
+        return ((row, {"text": line.strip()}) for row, line in files.lines(file))
+    raise ValueError(f"{file}: expected a name that ends in .txt, .jsonl, .csv or .tsv (and maybe .gz)")
+
+
+def lines(given: Iterable[str], where: str) -> list[Record]:
+    """A record a line; `where` says what the lines are of."""
+    return [record(line.strip(), None, f"{where}:{row}") for row, line in enumerate(given, start=1)]
+
+
+def record(text: Any, pair: Any, where: str) -> Record:
+    """A record without a label. Raises ValueError, with `where`, for what is no text or is empty."""
+    for name, value in (("text", text), ("pair", pair)):
+        if not isinstance(value, str) and not (name == "pair" and value is None):
+            raise ValueError(f"{where}: {name} is {json.dumps(value)[:80]}, expected text")
+        if value is not None and not value.strip():
+            raise ValueError(f"{where}: the {name} is empty")
+    return Record(text, pair, None, where)
+
+
+class Masking:
+    """A tokenizer that reads [MASK] in a text as the mask's id, which no tokenizer here makes from text."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._ids = {piece: i for i, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab.size)))}
+
+    @property
+    def vocab(self):
+        return self._tokenizer.vocab
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        split = [text.split(MASK) for text in texts]
+        parts = iter(self._tokenizer.encode([part for parts in split for part in parts]))
+        mask = np.array([self.vocab.mask], np.int32)
+        out = []
+        for text in split:
+            ids = [next(parts)]
+            for part in text[1:]:
+                ids += [mask, self._going_on(part, next(parts))]
+            out.append(np.concatenate(ids))
+        return out
+
+    def decode(self, ids: Any) -> str:
+        return self._tokenizer.decode(ids)
+
+    def pieces(self, ids: Any) -> list[str]:
+        return self._tokenizer.pieces(ids)
+
+    def _going_on(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The ids of a text as they are right after another: SentencePiece begins every text with a space."""
+        if not len(ids) or text[0].isspace():
+            return ids
+        first = self._tokenizer.pieces(ids[:1])[0]
+        if first == SPACE:
+            return ids[1:]
+        bare = first.removeprefix(SPACE)
+        return np.concatenate([[self._ids[bare]], ids[1:]]).astype(np.int32) if bare in self._ids else ids

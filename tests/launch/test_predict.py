@@ -1,0 +1,184 @@
+"""Predictions come in the order of the texts, are those of each text alone, and carry the config's names of classes."""
+
+import json
+import shutil
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from launch import predict as predicting
+from launch.predict import evaluations, load, main, predict
+from launch.texts import Masking, read, record
+from train import build
+from train.data.rows import label_examples
+
+
+@pytest.fixture(scope="module")
+def finetuned(toy):
+    return load(toy.workdir, "finetune")
+
+
+@pytest.fixture(scope="module")
+def pretrained(toy):
+    return load(toy.workdir, "pretrain")
+
+
+def outputs(trained, records):
+    """The objective's own outputs, text by text, with no rows of padding."""
+
+    @jax.jit
+    def run(params, batch):
+        return trained.objective.predict(params, partial(trained.backbone.encode, params["backbone"]), batch)
+
+    for one in records:
+        length = trained.made.data["length"]
+        arrays = label_examples([one], Masking(trained.tokenizer), length, None, truncate=True).arrays
+        yield arrays["tokens"][0], jax.device_get(run(jax.device_get(trained.params), arrays))
+
+
+def test_classes_come_in_the_order_of_the_texts(toy, finetuned):
+    records = [record(r["text"], r["pair"], "t") for r in toy.records[:19]]
+    said = list(predict(finetuned, records))
+    assert [(s["text"], s["pair"]) for s in said] == [(r.text, r.pair) for r in records]
+    for one, (_, expected) in zip(said, outputs(finetuned, records), strict=True):
+        shares = expected["probabilities"][0, 0]
+        assert list(one["probabilities"]) == ["no", "yes"]
+        np.testing.assert_allclose(list(one["probabilities"].values()), shares, atol=2e-6)
+        assert one["prediction"] == ("no", "yes")[shares.argmax()]
+    assert len({one["probabilities"]["no"] for one in said}) > 10, "texts must differ for their order to be seen"
+
+
+def test_masks_are_filled(pretrained):
+    records = [record(text, None, "t") for text in ("good [MASK].", "[MASK] never [MASK][MASK]", "the [MASK]")]
+    said = list(predict(pretrained, records))
+    assert [len(one["prediction"]) for one in said] == [1, 3, 1]
+    mask = pretrained.tokenizer.vocab.mask
+    for one, (tokens, expected) in zip(said, outputs(pretrained, records), strict=True):
+        at = np.flatnonzero(tokens == mask)
+        assert len(at) == len(one["prediction"])
+        pieces = pretrained.tokenizer.pieces(expected["prediction"][0, at])
+        assert [p["piece"] for p in one["prediction"]] == pieces
+        found = [p["probability"] for p in one["prediction"]]
+        np.testing.assert_allclose(found, expected["probability"][0, at], atol=2e-6)
+
+
+@pytest.mark.parametrize("text", ["{}.", "{} rather", "rather {}", "{} {}", "rather"])
+def test_a_text_with_masks_is_tokenized_as_without(toy, pretrained, text):
+    tokenizer = pretrained.tokenizer
+    words = {w for r in toy.records for w in r["text"].rstrip(".").split()} - {"rather"}
+    word = next(w for w in sorted(words) if len(tokenizer.encode([w])[0]) == 1)
+    (expected,) = tokenizer.encode([text.replace("{}", word)])
+    (found,) = Masking(tokenizer).encode([text.replace("{}", "[MASK]")])
+    np.testing.assert_array_equal(found, np.where(expected == tokenizer.encode([word])[0], 4, expected))
+    assert (found == 4).sum() == text.count("{}")
+
+
+def test_numbers_and_other_arrays(finetuned):
+    plain = predicting._said(finetuned, {"prediction": np.float32([2.5])}, np.zeros(4), None)
+    assert plain == {"prediction": 2.5}
+    assert predicting._said(finetuned, {"embedding": np.ones((1, 2))}, np.zeros(4), None) == {"embedding": [1.0, 1.0]}
+
+
+def test_evaluations_are_those_of_training(toy, finetuned):
+    lines = [json.loads(line) for line in (toy.workdir / "finetune/metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if line["step"] == 3 and "dev/accuracy" in line)
+    found = evaluations(finetuned, toy.workdir)
+    assert finetuned.step == 3
+    assert found.keys() | {"step"} == logged.keys()
+    assert found == pytest.approx({k: v for k, v in logged.items() if k != "step"}, rel=1e-6)
+
+
+def test_files_of_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo, three \n")
+    (tmp_path / "a.csv").write_text('id,text,pair\n1,"a, b",c\n')
+    (tmp_path / "a.tsv").write_text("text\na b\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "pair": "b"}\n{"text": "c"}\n')
+    found = {kind: [r[:3] for r in read(str(tmp_path / f"a.{kind}"))] for kind in ("txt", "csv", "tsv", "jsonl")}
+    assert found == {
+        "txt": [("one", None, None), ("two, three", None, None)],
+        "csv": [("a, b", "c", None)],
+        "tsv": [("a b", None, None)],
+        "jsonl": [("a", "b", None), ("c", None, None)],
+    }
+
+
+def test_the_command(toy, tmp_path, capsys):
+    texts = tmp_path / "texts.jsonl"
+    rows = [{"text": "film " * 40, "pair": "good"}, *({"text": r["text"], "pair": r["pair"]} for r in toy.records[:4])]
+    texts.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    base = [f"--workdir={toy.workdir}", "--stage=finetune"]
+    main([*base, f"--texts={texts}"])
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["pair"] for line in out.splitlines()] == [r["pair"] for r in rows]
+    assert "warning: 1 of 5 texts were cut to 32 tokens" in err
+    main([*base, f"--texts={texts}", f"--out={tmp_path / 'out.jsonl'}"])
+    assert (tmp_path / "out.jsonl").read_text() == out
+    assert capsys.readouterr().out == ""
+    main([*base, "--best", "--evaluate"])
+    assert json.loads(capsys.readouterr().out).keys() >= {"stage", "step", "dev/loss", "dev/accuracy"}
+    main([*base, "--step=3", "--text=good film", "--text=bad"])
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["good film", "bad"]
+
+
+def other_tokenizer(toy, tmp_path):
+    shutil.copytree(toy.workdir, tmp_path / "other")
+    section = toy.config["tokenizer"] | {"size": 36}
+    (tmp_path / "other/tokenizer.model").unlink()
+    build.tokenizer(toy.config | {"tokenizer": section}, tmp_path / "other")
+    return [f"--workdir={tmp_path / 'other'}", "--stage=finetune", "--text=a"]
+
+
+def bare(toy, tmp_path):
+    shutil.copytree(toy.workdir / "finetune", tmp_path / "bare/finetune")
+    return [f"--workdir={tmp_path / 'bare'}", "--stage=finetune", "--text=a"]
+
+
+def file(name, content, stage="finetune"):
+    def arguments(toy, tmp_path):
+        (tmp_path / name).write_text(content)
+        return [f"--workdir={toy.workdir}", f"--stage={stage}", f"--texts={tmp_path / name}"]
+
+    return arguments
+
+
+def given(*arguments):
+    return lambda toy, tmp_path: [f"--workdir={toy.workdir}", *arguments]
+
+
+ERRORS = {
+    "no stage": (given("--stage=x", "--text=a"), "no checkpoint of a stage 'x'; stages with one: finetune, pretrain"),
+    "no best": (given("--stage=pretrain", "--best", "--text=a"), "no best checkpoint (its config sets no `best`)"),
+    "no step": (given("--stage=finetune", "--step=2", "--text=a"), "no checkpoint of step 2 (found: [3])"),
+    "no workdir": (lambda toy, tmp: ["--workdir=/no", "--stage=a", "--text=a"], "--workdir=/no: no such folder"),
+    "no file": (given("--stage=finetune", "--texts=/no.txt"), "path '/no.txt': no such file"),
+    "empty text": (given("--stage=finetune", "--text= "), "--text=' ': the text is empty"),
+    "empty line": (file("a.txt", "one\n\ntwo\n"), "a.txt:2: the text is empty"),
+    "empty pair": (file("a.jsonl", '{"text": "a", "pair": ""}'), "a.jsonl:1: the pair is empty"),
+    "empty file": (file("a.txt", ""), "there is no text to predict for"),
+    "no column": (file("a.csv", "txt\nbad\n"), "a.csv:2: no column 'text'; columns found: txt"),
+    "a number": (file("a.jsonl", '{"text": 3}'), "a.jsonl:1: text is 3, expected text"),
+    "another kind": (file("a.pdf", "a"), "expected a name that ends in .txt, .jsonl, .csv or .tsv"),
+    "no mask": (file("a.txt", "good film", "pretrain"), "a.txt:1: no [MASK] to fill; pretrain fills masks"),
+    "no evals": (given("--stage=pretrain", "--evaluate"), "pretrain was trained without evals"),
+    "no tokenizer": (bare, "has no tokenizer.model"),
+    "another tokenizer": (other_tokenizer, "is not the tokenizer that finetune was trained with"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(toy, tmp_path, case):
+    arguments, message = ERRORS[case]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments(toy, tmp_path))
+    assert str(stopped.value).startswith("error: ")
+    assert message in str(stopped.value)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--text=a", "--evaluate"], ["--text=a", "-"]])
+def test_one_source_of_texts(toy, arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([f"--workdir={toy.workdir}", "--stage=finetune", *arguments])
+    assert stopped.value.code == 2
+    assert "give one of --texts=FILE, --text=TEXT, - and --evaluate" in capsys.readouterr().err

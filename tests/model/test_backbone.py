@@ -1,0 +1,76 @@
+import jax
+import numpy as np
+import pytest
+from conftest import V, pack, params_of
+
+from model import ops, random
+from model.backbone import backbone
+from model.config import sized
+
+TOY = dict(V=V, D=16, heads=4, F=32, max_length=64)
+MODERN = dict(TOY, layers=5, window=8)
+
+
+@pytest.mark.parametrize("size, base", [("tiny", TOY), ("modern-base", MODERN)])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_scanned_unrolled_and_recomputed_are_one(size, base, remat):
+    """Five layers in a pattern of three: one period is scanned, two layers are left over."""
+    batch = pack([[0, 1], [2, 3]], 40, 2)
+    outs = []
+    for scan, how in ((False, "none"), (True, remat)):
+        bb = backbone(sized(size, **base, scan=scan, remat=how, dropout=0.2, attention_dropout=0.2))
+        params = params_of(bb)
+        key = random.key(1)
+        loss = lambda p, bb=bb: (bb.encode(p, batch, key).hidden ** 2 * 0.1).sum()  # noqa: E731
+        outs.append(jax.jit(jax.value_and_grad(loss))(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4), *outs)
+
+
+def test_captures():
+    bb = backbone(sized("modern-base", **MODERN))
+    params = params_of(bb)
+    batch = pack([[0, 1], [2, 3]], 40, 2)
+    out = bb.encode(params, batch, capture=("hidden", "attention"))
+    assert out.captured["hidden"].shape == (6, 2, 40, 16)
+    assert out.captured["attention"].shape == (5, 2, 4, 40, 40)
+    np.testing.assert_allclose(out.captured["attention"].sum(-1), 1, rtol=1e-5)
+    # padding attends to nothing in particular, and that differs between blocks and the whole
+    real = batch["segments"] > 0
+    np.testing.assert_allclose(out.hidden[real], bb.encode(params, batch).hidden[real], atol=1e-5)
+    with pytest.raises(ValueError, match="capture 'maps' is unknown"):
+        bb.encode(params, batch, capture=("maps",))
+
+
+def test_a_row_too_long():
+    bb = backbone(sized("tiny", **TOY | dict(max_length=16)))
+    with pytest.raises(ValueError, match="rows of 40 tokens do not fit a backbone of max_length=16"):
+        bb.encode(params_of(bb), pack([[0]], 40, 1))
+
+
+def test_no_key_no_dropout():
+    bb = backbone(sized("tiny", **TOY))
+    params, batch = params_of(bb), pack([[0]], 20, 1)
+    a, b = bb.encode(params, batch).hidden, bb.encode(params, batch).hidden
+    c, d = bb.encode(params, batch, random.key(1)).hidden, bb.encode(params, batch, random.key(2)).hidden
+    np.testing.assert_array_equal(a, b)
+    assert abs(a - c).max() > 0.1
+    assert abs(c - d).max() > 0.1
+
+
+def test_cross_entropy_against_log_softmax():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((5, 7)) * 30, rng.integers(0, 7, 5)
+    with jax.enable_x64(True):
+        nll, hit = ops.cross_entropy(logits, labels)
+        want = -jax.nn.log_softmax(logits)[np.arange(5), labels]
+        np.testing.assert_allclose(nll, want, rtol=1e-12, atol=1e-13)
+        np.testing.assert_array_equal(hit, logits.argmax(-1) == labels)
+        grad = jax.grad(lambda x: ops.cross_entropy(x, labels)[0] @ np.arange(5.0))(logits)
+        wanted = jax.grad(lambda x: -jax.nn.log_softmax(x)[np.arange(5), labels] @ np.arange(5.0))(logits)
+        np.testing.assert_allclose(grad, wanted, atol=1e-12)
+
+
+def test_dropout_is_unbiased_in_the_mean():
+    x = np.ones((4000, 64), np.float32)
+    y = random.dropout(x, 0.3, random.key(0), np.arange(4000, dtype=np.uint32))
+    assert abs(float(y.mean()) - 1) < 0.01

@@ -1,0 +1,155 @@
+"""Masking against the binomial it claims, by a loop over rows, and the loss against its closed form."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SPECIAL, V, params_of
+
+from model import random
+from model.backbone import backbone
+from model.config import sized
+from objectives import types
+from objectives.mlm import mlm
+from train import step as training
+
+B, L = 400, 64
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, V, (B, L)).astype(np.int32)
+    tokens[:, 0], tokens[:, -1], tokens[:, 30] = 2, 3, 3
+    return dict(
+        tokens=tokens,
+        segments=np.ones((B, L), np.int32),
+        positions=np.tile(np.arange(L, dtype=np.int32), (B, 1)),
+        example=np.stack([np.zeros(B), np.arange(B)], -1).astype(np.uint32)[:, None],
+    )
+
+
+@pytest.fixture(scope="module")
+def bb():
+    return backbone(sized("tiny", V=V, D=16, heads=4, F=32, max_length=64))
+
+
+def corrupt(objective, rows, step=0):
+    return jax.jit(partial(training.corrupted, objective=objective))(rows, random.fold(random.key(9), step), jnp.int32(step))
+
+
+def chosen_of(out) -> np.ndarray:
+    chosen = np.zeros((B, L), bool)
+    for b in range(B):
+        index = np.asarray(out["mlm"]["index"][b])[np.asarray(out["mlm"]["weight"][b]) > 0]
+        assert len(set(index)) == len(index)
+        chosen[b, index] = True
+    return chosen
+
+
+@pytest.mark.parametrize("choice", ["exact", "independent"])
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+def test_statistics(bb, vocab, rows, choice, unit):
+    rate = 0.25
+    out = corrupt(mlm(bb, vocab, rate=rate, choice=choice, unit=unit), rows)
+    chosen, tokens = chosen_of(out), rows["tokens"]
+    ordinary = ~np.isin(tokens, SPECIAL)
+    assert not chosen[~ordinary].any()
+    assert int(out["mlm"]["surplus"].sum()) == 0
+    per_row, n = chosen.sum(1), int(ordinary[0].sum())
+    if unit == "token" and choice == "exact":
+        assert set(per_row) <= {int(rate * n), int(rate * n) + 1}
+        deviation = np.sqrt(0.25 / B)
+    else:
+        # units of up to k tokens spread the count k times as far; whole units may fall short of the budget
+        deviation = np.sqrt(n * rate * (1 - rate) * {"token": 1, "word": 2, "span": 8}[unit] / B)
+    low = {"token": 0, "word": 0.8, "span": 3.0}[unit] if choice == "exact" else 0
+    assert -4.5 * deviation - low < per_row.mean() - rate * n < 4.5 * deviation
+    # 80/10/10, the random tenth now and then being the token itself
+    new, count = np.asarray(out["tokens"]), chosen.sum()
+    assert (new[~chosen] == tokens[~chosen]).all()
+    masked, same = (new == 4) & chosen, (new == tokens) & chosen
+    for share, want in ((masked.sum() / count, 0.8), (same.sum() / count, 0.1 + 0.1 / (V - 5))):
+        assert abs(share - want) < 4.5 * np.sqrt(want * (1 - want) / count)
+    other = chosen & ~masked & ~same
+    assert not np.isin(new[other], SPECIAL).any()
+    # the targets are what stood there
+    index = np.asarray(out["mlm"]["index"])
+    np.testing.assert_array_equal(np.take_along_axis(tokens, index, 1), out["mlm"]["target"])
+
+
+@pytest.mark.parametrize("choice", ["exact", "independent"])
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_words_are_whole(bb, vocab, rows, choice, unit):
+    chosen = chosen_of(corrupt(mlm(bb, vocab, rate=0.3, choice=choice, unit=unit), rows))
+    starts = vocab.word_starts[rows["tokens"]]
+    special = np.isin(rows["tokens"], SPECIAL)
+    runs = []
+    for b in range(B):
+        word: list[int] = []
+        for i in [*range(L), None]:
+            if i is None or special[b, i] or starts[b, i] or (word and special[b, i - 1]):
+                assert len({chosen[b, j] for j in word}) <= 1
+                word = []
+            if i is not None and not special[b, i]:
+                word.append(i)
+        edges = np.flatnonzero(np.diff(np.r_[0, chosen[b].astype(int), 0]))
+        runs += (edges[1::2] - edges[::2]).tolist()
+    # spans of three words are longer than single words
+    assert (np.mean(runs) > 3.0) == (unit == "span")
+
+
+def test_every_position_has_its_share(bb, vocab, rows):
+    chosen = np.mean([chosen_of(corrupt(mlm(bb, vocab, rate=0.2), rows, step)) for step in range(5)], 0).mean(0)
+    ordinary = np.delete(chosen, [0, 30, L - 1])
+    assert abs(ordinary - 0.2).max() < 5 * np.sqrt(0.16 / (5 * B))
+
+
+def test_a_surplus_is_counted_and_left_alone(bb, vocab, rows):
+    out = corrupt(mlm(bb, vocab, rate=0.4, choice="independent", capacity=0.25), rows)
+    assert out["mlm"]["index"].shape == (B, 16)
+    assert int(out["mlm"]["surplus"].sum()) > B
+    assert (np.asarray(out["tokens"]) != rows["tokens"]).sum(1).max() <= 16
+
+
+def test_initial_loss_is_that_of_guessing(vocab, rows):
+    bb = backbone(sized("tiny", V=V, max_length=64))
+    objective = mlm(bb, vocab)
+    params = params_of(bb, objective)
+    batch = corrupt(objective, rows)
+    sums = jax.jit(lambda p, b: objective.loss(p, partial(bb.encode, p["backbone"]), b, None, 0))(params, batch)
+    assert abs(float(types.loss(sums)) / np.log(V) - 1) < 0.02
+
+
+def test_loss_is_the_mean_over_the_chosen(bb, vocab, rows):
+    objective = mlm(bb, vocab, tied=False)
+    params = params_of(bb, objective)
+    batch = corrupt(objective, rows)
+
+    @jax.jit
+    def both(params, batch):
+        encode = partial(bb.encode, params["backbone"])
+        return types.report(objective.loss(params, encode, batch, None, 0)), objective.predict(params, encode, batch)
+
+    report, found = both(params, batch)
+    chosen = chosen_of(batch)
+    accuracy = (np.asarray(found["prediction"]) == rows["tokens"])[chosen].mean()
+    assert abs(float(report["mlm_accuracy"]) - accuracy) < 1e-6
+    assert ((0 < found["probability"]) & (found["probability"] <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(rate=1.5), "rate=1.5 must be a share"),
+        (dict(mask=0.9, replace=0.2), "mask_and_replace=1.1"),
+        (dict(choice="some"), "choice='some'"),
+        (dict(unit="line"), "unit='line'"),
+        (dict(softcap=-1.0), "softcap=-1.0 must be positive"),
+    ],
+)
+def test_bad_hyperparameters(bb, vocab, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        mlm(bb, vocab, **wrong)
