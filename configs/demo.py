@@ -1,6 +1,6 @@
 """Pretrain on film reviews, then grow a sentiment classifier on 500 labels: with the pretrained backbone and without.
 
-    make demo        (python -m launch.demo --workdir=runs/demo)
+make demo        (python -m launch.demo --workdir=runs/demo)
 """
 
 import ml_collections

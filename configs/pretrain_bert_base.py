@@ -1,4 +1,4 @@
-"""BERT base, masked language modelling as published: Devlin et al. 2018, https://arxiv.org/abs/1810.04805, appendix A.2.
+"""BERT base, masked language modelling as published: Devlin et al. 2018, https://arxiv.org/abs/1810.04805, A.2.
 
     python -m train --config=configs/pretrain_bert_base.py --workdir=runs/bert-base
 

@@ -66,13 +66,17 @@ def picture(workdir: Path, stages: list[str], arms: dict[str, list[float]], othe
             curve(axes[1], stage, color=colours[arm], lw=0.8, label=arm if seed == "0" else None)
     axes[1].set(title="Finetuning", xlabel="step", ylabel="loss")
     axes[1].legend()
-    for scores in zip(*arms.values(), strict=True):
-        axes[2].plot(range(len(arms)), scores, color="grey", marker="o", lw=1)
+    for paired in zip(*arms.values(), strict=True):
+        axes[2].plot(range(len(arms)), paired, color="grey", marker="o", lw=1)
     for i, (arm, scores) in enumerate(arms.items()):
         axes[2].hlines(statistics.mean(scores), i - 0.2, i + 0.2, color=colours[arm], lw=4)
     axes[2].axhline(other, color="black", ls="--", lw=1, label=BASELINE)
     axes[2].set(
-        title="Test accuracy, a line a seed", ylabel="%", xticks=range(len(arms)), xticklabels=list(arms), xlim=(-0.5, 1.5)
+        title="Test accuracy, a line a seed",
+        ylabel="%",
+        xticks=range(len(arms)),
+        xticklabels=list(arms),
+        xlim=(-0.5, 1.5),
     )
     axes[2].legend(fontsize="small")
     figure.savefig(out, dpi=110)
@@ -83,7 +87,7 @@ def report(config: dict, arms: dict[str, list[float]], other: float, seconds: fl
     """A table in Markdown."""
     labels = config["pretrained_0"]["data"]["source"]["limit"]
     lines = [
-        f"Sentiment of film reviews from {labels} labels: accuracy on 2,000 test reviews, {len(arms['scratch'])} seeds.",
+        f"Sentiment of film reviews from {labels} labels: accuracy on 2,000 unseen, {len(arms['scratch'])} seeds.",
         "",
         "| | mean | seeds |",
         "|---|---|---|",
@@ -94,7 +98,8 @@ def report(config: dict, arms: dict[str, list[float]], other: float, seconds: fl
     gains = [a - b for a, b in zip(arms["pretrained"], arms["scratch"], strict=True)]
     lines += [
         "",
-        f"Pretraining is worth {statistics.mean(gains):+.1f} points (by seed: {', '.join(f'{g:+.1f}' for g in gains)}).",
+        f"Pretraining is worth {statistics.mean(gains):+.1f} points "
+        f"(by seed: {', '.join(f'{g:+.1f}' for g in gains)}).",
         f"Took {seconds / 60:.1f} minutes.",
     ]
     return "\n".join(lines)

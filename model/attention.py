@@ -77,7 +77,7 @@ def attend(
 
 
 def _queries(x: Array, block: int) -> Array:
-    """[B, L, ...] -> [B * blocks, block, ...], the last block filled with zeros (segment 0 sees and is seen by none)."""
+    """[B, L, ...] -> [B * blocks, block, ...], the last block filled with zeros (segment 0 sees nothing)."""
     B, L = x.shape[:2]
     n = -(-L // block)
     x = jnp.pad(x, [(0, 0), (0, n * block - L)] + [(0, 0)] * (x.ndim - 2))

@@ -51,7 +51,9 @@ class Block(nn.Module):
     cfg: BackboneConfig
 
     @nn.compact
-    def __call__(self, x_BLD: Array, view: attention.View, ids_BL: Array, key: Array | None) -> tuple[Array, Array]:
+    def __call__(
+        self, x_BLD: Array, view: attention.View, ids_BL: Array, key: Array | None
+    ) -> tuple[Array, Array | None]:
         cfg = self.cfg
         residual = {"pre": _pre, "post": _post}[cfg.norm_at]
         feed = {"gelu": parts.Mlp, "geglu": parts.GatedMlp}[cfg.mlp](cfg, name="mlp")
@@ -153,7 +155,7 @@ def _stack(cfg: BackboneConfig, run: Callable, x: Array, params: Params) -> tupl
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": jax.checkpoint_policies.nothing_saveable,
     }
-    kinds = {k: partial(run, k) for k in cfg.pattern}
+    kinds: dict[str, Callable] = {k: partial(run, k) for k in cfg.pattern}
     if cfg.remat != "none":
         kinds = {k: jax.checkpoint(f, policy=policies[cfg.remat]) for k, f in kinds.items()}
     period = len(cfg.pattern)
@@ -184,7 +186,7 @@ def _unstack(params: Params, n: int) -> list[Params]:
     """Splits stacked leaves into n trees. A split, not n indexings: its gradient is one concatenation."""
     leaves, treedef = jax.tree.flatten(params)
     split = [jax.lax.split(leaf, (1,) * n, axis=0) if n else () for leaf in leaves]
-    return [treedef.unflatten([s[i].reshape(s[i].shape[1:]) for s in split]) for i in range(n)]
+    return [jax.tree.unflatten(treedef, [s[i].reshape(s[i].shape[1:]) for s in split]) for i in range(n)]
 
 
 def _check(cfg: BackboneConfig, batch: Batch, capture: tuple[str, ...]) -> None:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -125,5 +123,6 @@ def sized(size: str, **changes: Any) -> BackboneConfig:
     known = {f.name for f in fields(BackboneConfig)}
     if unknown := sorted(set(changes) - known):
         raise ValueError(f"backbone has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
-    merged = SIZES[size] | changes
-    return BackboneConfig(**{k: tuple(v) if isinstance(v, list | tuple | np.ndarray) else v for k, v in merged.items()})
+    # lists come from JSON and configs
+    merged: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (SIZES[size] | changes).items()}
+    return BackboneConfig(**merged)

@@ -85,7 +85,7 @@ class Linear(nn.Module):
         cfg = self.cfg
         factor = (2 * cfg.layers) ** -0.5 if self.residual and cfg.residual_init else 1.0
         w = self.param("kernel", kernel(cfg, *self.names, scale=factor), self.shape, cfg.param_dtype)
-        # rows flattened: contracting one axis rather than two spares XLA's CPU backend a transposed copy of the gradient
+        # rows flattened: contracting one axis, not two, spares XLA on CPUs a transposed copy of the gradient
         rows = jnp.einsum(self.spec, x.reshape(-1, *x.shape[2:]), w.astype(cfg.dtype))
         y = rows.reshape(*x.shape[:2], *rows.shape[1:])
         if not cfg.bias:

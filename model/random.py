@@ -90,7 +90,7 @@ def dropout(x: Array, rate: float, key: Array | None, ids: Array) -> Array:
 
 
 def generator(seed: int) -> Array:
-    """A key for `jax.random`'s functions (initializers) that draws by the same hash: a small program, quick to compile."""
+    """A key for `jax.random`'s functions (initializers) that draws by the same hash: small, quick to compile."""
     return jax.random.key(seed, impl=_IMPL)
 
 

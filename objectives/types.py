@@ -39,7 +39,7 @@ class Term(NamedTuple):
 
     sum: Array
     weight: Array
-    coefficient: Array | float = 1.0
+    coefficient: Any = 1.0
 
 
 class Ratio(NamedTuple):
@@ -57,7 +57,7 @@ class Sums(NamedTuple):
 
 
 def add(sums: Sums, axis: int = 0) -> Sums:
-    """Adds a stack of Sums (every leaf `[n, ...]`). Coefficients are equal over the stack, so the first stands for all."""
+    """Adds a stack of Sums, every leaf `[n, ...]`. Coefficients are equal over it: the first stands for all."""
     terms = {name: Term(t.sum.sum(axis), t.weight.sum(axis), t.coefficient[0]) for name, t in sums.terms.items()}
     return Sums(terms, jax.tree.map(lambda x: x.sum(axis), sums.metrics))
 

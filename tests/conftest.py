@@ -1,4 +1,4 @@
-"""Eight simulated devices, strict ranks, compiled programs kept on disk, and the toy vocabulary and rows of the tests."""
+"""Eight simulated devices, strict ranks, compiled programs kept on disk, and the toy vocabulary and rows."""
 
 import os
 from functools import partial

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import toys
-from conftest import SPECIAL, V
+from conftest import V
 
 from model import random
 from model.backbone import backbone
@@ -89,7 +88,9 @@ def run(case: Case, cell: Cell, dtype: str, rows: dict, vocab) -> tuple[dict, di
     grads, report, tokens = jax.device_get(jax.jit(gradients)(params, rows))
     rows = jax.device_get(rows)
     by_example = {}
-    for b, s in zip(*np.nonzero(np.arange(1, rows["example"].shape[1] + 1) <= rows["segments"].max(1)[:, None]), strict=True):
+    for b, s in zip(
+        *np.nonzero(np.arange(1, rows["example"].shape[1] + 1) <= rows["segments"].max(1)[:, None]), strict=True
+    ):
         by_example[tuple(rows["example"][b, s])] = tokens[b][rows["segments"][b] == s + 1].tolist()
     return tree.leaves(grads), report, by_example
 

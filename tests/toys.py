@@ -13,7 +13,9 @@ def contrast(backbone: Backbone, vocab: Vocab, *, temperature: float = 0.1, name
     """Two dropout views of every segment are each other's positives among all the batch's (SimCSE)."""
 
     def loss(params, encode, batch, key, step):
-        views = [pool(encode(batch, None if key is None else key + jnp.uint32(v)).hidden, batch, "mean") for v in (1, 2)]
+        views = [
+            pool(encode(batch, None if key is None else key + jnp.uint32(v)).hidden, batch, "mean") for v in (1, 2)
+        ]
         return jnp.stack(views, 2) * params[name]["gain"].reshape(1, 1, 1, -1)  # [B, S, 2, D]
 
     def join(params, outputs, batch):
@@ -41,7 +43,12 @@ def teacher(backbone: Backbone, vocab: Vocab, *, decay: float = 0.9, name: str =
         target = jax.lax.stop_gradient(backbone.encode(params[name], batch).hidden)
         error = ((encode(batch, key).hidden - target) ** 2).mean(-1)
         weight = (batch["segments"] > 0).astype(error.dtype)
-        return Sums({name: Term((error * weight).sum(), weight.sum(), 2.0), "half": Term(0.25 * (error * weight).sum(), weight.sum())})
+        return Sums(
+            {
+                name: Term((error * weight).sum(), weight.sum(), 2.0),
+                "half": Term(0.25 * (error * weight).sum(), weight.sum()),
+            }
+        )
 
     def after(params, step):
         moved = jax.tree.map(lambda t, b: decay * t + (1 - decay) * b, params[name], params["backbone"])

@@ -1,9 +1,8 @@
 """Runs the stages of a config, one after another, each resumed where it was."""
 
-import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags, logging
 
 _HELP = """Trains the stages of a config.
 
@@ -12,9 +11,10 @@ _HELP = """Trains the stages of a config.
   python -m train --config=configs/demo.py --workdir=runs/demo --stage=pretrain
   python -m train --config=configs/demo.py --workdir=runs/other --fork=runs/demo --config.pretrain.seed=1
 
-Run again on the same workdir, it resumes exactly. What may change then: steps, evaluations, logging, mesh, microbatches.
-What may not: seed, data, objective, architecture, optimizer (an error names the difference; --fork starts a new workdir
-from the old one's checkpoints). Any key of the config is overridden by its path, as in --config.STAGE.key=value.
+Run again on the same workdir, it resumes exactly. What may change then: steps, evaluations, logging, mesh,
+microbatches. What may not: seed, data, objective, architecture, optimizer (an error names the difference; --fork starts
+a new workdir from the old one's checkpoints). Any key of the config is overridden by its path, as in
+--config.STAGE.key=value.
 """
 
 
@@ -22,7 +22,7 @@ def compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a second start is quick."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/rootstock/xla").expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -55,32 +55,21 @@ def check_package() -> None:
 
 
 def main() -> None:
-    from ml_collections import config_flags
+    from train import command
+    from train.loop import Stopped
 
-    config = config_flags.DEFINE_config_file("config", help_string="the config file; its keys are overridden by path")
     workdir = flags.DEFINE_string("workdir", None, "the folder for checkpoints, data, logs; made where absent")
     stage = flags.DEFINE_string("stage", None, "the one stage to run, instead of all in order")
     fork = flags.DEFINE_string("fork", None, "a workdir to start a new one from")
-    flags.mark_flags_as_required(["config", "workdir"])
-    sys.modules["__main__"].__doc__ = _HELP
+    flags.mark_flag_as_required("workdir")
 
-    def start(argv):
-        if len(argv) > 1:
-            sys.exit(f"unexpected arguments {argv[1:]}; see --help")
-        from absl import logging
-
-        from train.loop import Stopped
-
+    def work(config) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
-        try:
-            check_package()
-            compilation_cache()
-            run(config.value, Path(workdir.value), stage.value, Path(fork.value) if fork.value else None)
-        except (ValueError, Stopped) as error:
-            # what a user can mend is said, without the program's insides
-            sys.exit(f"error: {error}")
+        check_package()
+        compilation_cache()
+        run(config, Path(workdir.value or ""), stage.value, Path(fork.value) if fork.value else None)
 
-    app.run(start)
+    command.main(_HELP, work, Stopped)
 
 
 if __name__ == "__main__":

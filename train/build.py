@@ -127,22 +127,45 @@ def load(path: str) -> Callable:
         raise ValueError(f'no such factory as {path!r} ({error}); write "module:function"') from error
 
 
-def call(section: dict, where: str, *args: Any, **extra: Any) -> Any:
-    """Calls a section's `factory` with `args`, `extra` and the section's other keys, nested factories made first.
+def bind(section: dict, where: str, *given: str) -> tuple[Callable, dict]:
+    """(factory, its keyword arguments) of a section; `given` are the parameters that the caller passes.
 
-    Raises ValueError for a key that the factory does not take, naming the nearest, and for one that it lacks.
+    Raises ValueError for a key that the factory does not take, naming the nearest, and for one that it lacks; so too
+    in nested sections.
     """
     if "factory" not in section:
         raise ValueError(f'{where} needs a factory, as in factory="objectives.mlm:mlm"')
     factory = load(section["factory"])
-    parameters = list(inspect.signature(factory).parameters.values())
-    given = {p.name for p in parameters[: len(args)]} | extra.keys()
-    known = {p.name for p in parameters} - given
-    required = {p.name for p in parameters if p.default is p.empty} - given
+    parameters = inspect.signature(factory).parameters.values()
+    known = {p.name for p in parameters} - set(given)
+    required = {p.name for p in parameters if p.default is p.empty} - set(given)
     keys = {k: v for k, v in section.items() if k != "factory"}
     _check_keys(f"{where} ({section['factory']})", keys, known, required)
+    for k, v in keys.items():
+        if isinstance(v, dict) and "factory" in v:
+            bind(v, f"{where}.{k}")
+    return factory, keys
+
+
+def call(section: dict, where: str, **given: Any) -> Any:
+    """Calls a section's `factory` with `given` and the section's other keys, nested factories made first."""
+    factory, keys = bind(section, where, *given)
     made = {k: call(v, f"{where}.{k}") if isinstance(v, dict) and "factory" in v else v for k, v in keys.items()}
-    return factory(*args, **made, **extra)
+    return factory(**given, **made)
+
+
+def check_keys(config: dict, made: Spec, name: str) -> None:
+    """Every key of a stage against what takes it, before any text is read."""
+    out = ("out",) if "out" in inspect.signature(load(config["tokenizer"]["factory"])).parameters else ()
+    bind(config["tokenizer"], "tokenizer", *out)
+    bind(made.objective, f"{name}.objective", "backbone", "vocab")
+    bind(made.optimizer, f"{name}.optimizer", "axes", "schedule")
+    bind(made.schedule, f"{name}.schedule", "steps")
+    for where, section in {"data": made.data, **{f"evals.{k}": v for k, v in made.evals.items()}}.items():
+        if "source" not in section:
+            raise ValueError(f"{name}.{where} lacks a source")
+        bind({k: v for k, v in section.items() if k != "source"}, f"{name}.{where}", "source", "tokenizer")
+        bind(section["source"], f"{name}.{where}.source")
 
 
 def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Objective]:
@@ -157,7 +180,7 @@ def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Obj
         _check_keys(f"{name}.backbone", keys, known | {"size"}, {"size"})
         config = sized(keys.pop("size"), V=vocab.size, **keys)
     bb = backbone(config, sharding.constrainer(mesh))
-    return bb, call(made.objective, f"{name}.objective", bb, vocab)
+    return bb, call(made.objective, f"{name}.objective", backbone=bb, vocab=vocab)
 
 
 def _tuple(x: Any) -> Any:
@@ -184,10 +207,10 @@ def rows(section: dict, where: str, tok: Any, workdir: Path) -> Any:
     """Tokenized rows of a `data` section, cached in the workdir under a hash of all that they are made from."""
     from train.data.cache import cached
 
-    source = call(section["source"], f"{where}.source") if "source" in section else None
-    key = {"section": section, "source": source.fingerprint if source else "", "tokenizer": tok.vocab.fingerprint}
+    source = call(section["source"], f"{where}.source")
+    key = {"section": section, "source": source.fingerprint, "tokenizer": tok.vocab.fingerprint}
     keys = {k: v for k, v in section.items() if k != "source"}
-    return cached(workdir / "data", key, lambda: call(keys, where, source, tok))
+    return cached(workdir / "data", key, lambda: call(keys, where, source=source, tokenizer=tok))
 
 
 def stage(config: dict, name: str, workdir: Path) -> Stage:
@@ -200,6 +223,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     mesh = sharding.make_mesh(sharding.parse(made.mesh))
     sharding.check_rows(made.batch, made.microbatches, dict(mesh.shape))
     check_offline(made, name)
+    check_keys(config, made, name)
     tok = tokenizer(config, workdir)
     bb, objective = model(made, name, tok.vocab, mesh)
     data = rows(made.data, f"{name}.data", tok, workdir)
@@ -223,7 +247,8 @@ def check_offline(made: Spec, name: str) -> None:
     """What is wrong with numbers alone, before any data is read."""
     if made.best is not None and made.best.lstrip("-").split("/")[0] not in made.evals:
         raise ValueError(
-            f"{name}.best={made.best!r} must be a metric of one of its evals ({', '.join(made.evals) or 'none'}), as in "
+            f"{name}.best={made.best!r} must be a metric of one of its evals ({', '.join(made.evals) or 'none'}), as "
+            f"in "
             f'"dev/accuracy", or "-dev/loss" for the least'
         )
     if made.patience is not None and made.best is None:
@@ -232,11 +257,15 @@ def check_offline(made: Spec, name: str) -> None:
 
 def optimization(made: Spec, name: str, bb: Backbone, objective: Objective, steps: int) -> tuple:
     """(schedule, optimizer, learned): the optimizer over the learned leaves alone."""
-    schedule = call(made.schedule, f"{name}.schedule", steps)
-    shapes = jax.eval_shape(lambda key: training.init(key, backbone=bb, objective=objective), jax.random.key(0))
-    learned = tree.resolve([tuple(rule) for rule in made.learned], shapes, True)
+    schedule = call(made.schedule, f"{name}.schedule", steps=steps)
+    learned = tree.resolve([tuple(rule) for rule in made.learned], shapes(bb, objective), True)
     axes, _ = tree.split_axes(training.axes(bb, objective), learned)
-    return schedule, call(made.optimizer, f"{name}.optimizer", axes, schedule), learned
+    return schedule, call(made.optimizer, f"{name}.optimizer", axes=axes, schedule=schedule), learned
+
+
+def shapes(bb: Backbone, objective: Objective) -> Any:
+    """The shapes of a params tree, without making it."""
+    return jax.eval_shape(lambda key: training.init(key, backbone=bb, objective=objective), jax.random.key(0))
 
 
 def _carry(made: Spec, name: str, workdir: Path) -> Carry | None:
@@ -286,7 +315,7 @@ def example_batch(made: Spec, name: str, vocab: Vocab) -> dict[str, jax.ShapeDty
             return [np.array([vocab.size - 1], np.int32) for _ in texts]
 
     keys = {k: v for k, v in made.data.items() if k != "source"}
-    arrays = call(keys, f"{name}.data", [record], OneToken()).arrays
+    arrays = call(keys, f"{name}.data", source=[record], tokenizer=OneToken()).arrays
     return {k: jax.ShapeDtypeStruct((made.batch, *x.shape[1:]), _device_dtype(k, x)) for k, x in arrays.items()}
 
 

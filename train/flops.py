@@ -52,8 +52,10 @@ def _count(jaxpr: core.Jaxpr) -> int:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             (contract, _), _ = eqn.params["dimension_numbers"]
-            inner = np.prod([eqn.invars[0].aval.shape[i] for i in contract], dtype=np.int64)
-            total += int(2 * inner * np.prod(eqn.outvars[0].aval.shape, dtype=np.int64))
+            left: Any = eqn.invars[0].aval
+            inner = np.prod([left.shape[i] for i in contract], dtype=np.int64)
+            out: Any = eqn.outvars[0].aval
+            total += int(2 * inner * np.prod(out.shape, dtype=np.int64))
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         for inner_jaxpr in _inner(eqn):
             total += times * _count(inner_jaxpr)

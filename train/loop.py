@@ -101,7 +101,7 @@ def _begin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | No
         log.say(f"resumed {stage.name} at step {latest}")
     elif fork is not None and checkpoint.steps_in(fork / stage.name / "checkpoints"):
         other = checkpoint.Store(fork / stage.name / "checkpoints", None)
-        latest = other.latest()
+        latest = checkpoint.steps_in(other.folder)[-1]
         state = other.restore(latest, like)
         other.close()
         log.say(f"forked {stage.name} from {fork} at step {latest}")
@@ -124,9 +124,9 @@ def _carried(stage: Stage, state: TrainState, placed: TrainState, log: Log) -> T
     restored, origin, step = checkpoint.read_params(stage.carry.folder)
     if origin["tokenizer"] != stage.vocab.fingerprint:
         raise ValueError(
-            f"{stage.carry.folder} was trained with another tokenizer (fingerprint {origin['tokenizer'][:12]}) than this "
-            f"stage's ({stage.vocab.fingerprint[:12]}): its embeddings mean other pieces. Use the tokenizer.model of that "
-            f"checkpoint's workdir, or pretrain again"
+            f"{stage.carry.folder} was trained with another tokenizer (fingerprint {origin['tokenizer'][:12]}) than "
+            f"this stage's ({stage.vocab.fingerprint[:12]}): its embeddings mean other pieces. Use the tokenizer.model "
+            f"of that checkpoint's workdir, or pretrain again"
         )
     # on the host: a carry touches every leaf once, and must not compile a program for each
     params, report = carry.carry(restored, state.params, stage.carry.rules, stage.carry.resize)
@@ -240,7 +240,8 @@ class Judge:
         """Whether training should go on."""
         from train.data.loader import evaluation_batches
 
-        stage, metrics = self.stage, {}
+        stage = self.stage
+        metrics: dict[str, float] = {}
         for name, rows in stage.evals.items():
             batches = evaluation_batches(rows, stage.batch, sharding.rows(stage.mesh))
             found = evaluate.evaluate(self.run, state.params, batches, stage.objective.scores)
@@ -271,7 +272,7 @@ class _Asked:
 def _ask_to_stop() -> Iterator[_Asked]:
     """SIGTERM and SIGINT end the run after the step under way; a second one ends it at once."""
     asked = _Asked()
-    before = {}
+    before: dict[Any, Any] = {}
 
     def handler(number, frame):
         asked.stop = True

@@ -10,7 +10,7 @@ Every factory takes `axes` (logical names, the tree of the learned params) and t
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import optax
 
 from train import tree
 
-Transform = optax.GradientTransformation
+Transform: TypeAlias = optax.GradientTransformation
 NO_DECAY = (".*/bias", ".*/scale")
 # axes along which a leaf holds several matrices, each an object of its own to LAMB and Muon
 _UNITS = ("layers", "parts")

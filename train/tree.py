@@ -77,7 +77,7 @@ def split(params: Tree, learned: Tree) -> tuple[Tree, Tree]:
             return params[np.flatnonzero(np.array(learned) == wanted)]
         return params if bool(learned) == wanted else None
 
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     values = structure.flatten_up_to(learned)
     flat = structure.flatten_up_to(params)
     sides = [[take(p, v, wanted) for p, v in zip(flat, values, strict=True)] for wanted in (True, False)]
@@ -86,7 +86,8 @@ def split(params: Tree, learned: Tree) -> tuple[Tree, Tree]:
 
 def split_axes(axes: Tree, learned: Tree) -> tuple[Tree, Tree]:
     """The axis names of (learned, frozen); a leaf of which some layers are learned is in both."""
-    flat, structure = jax.tree.flatten(axes, is_leaf=is_axes)
+    flat = jax.tree.leaves(axes, is_leaf=is_axes)
+    structure: Any = jax.tree.structure(axes, is_leaf=is_axes)
     values = structure.flatten_up_to(learned)
 
     def side(wanted):
@@ -98,7 +99,8 @@ def split_axes(axes: Tree, learned: Tree) -> tuple[Tree, Tree]:
 
 def merge(learned_params: Tree, frozen_params: Tree, learned: Tree) -> Tree:
     """Undoes `split`."""
-    flat, structure = jax.tree.flatten(learned_params, is_leaf=is_none)
+    flat = jax.tree.leaves(learned_params, is_leaf=is_none)
+    structure: Any = jax.tree.structure(learned_params, is_leaf=is_none)
     frozen = structure.flatten_up_to(frozen_params)
     values = structure.flatten_up_to(learned)
 

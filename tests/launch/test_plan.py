@@ -85,7 +85,7 @@ def test_bytes_are_those_of_arrays_on_the_devices(case):
     }
     totals = planned["totals"]
     gradient, _ = tree.split(state.params, learned)
-    total = lambda t: sum(map(on_a_device, jax.tree.leaves(t)))  # noqa: E731
+    total = lambda t: sum(map(on_a_device, jax.tree.leaves(t)))
     assert totals["params_bytes"] == total(state.params)
     assert totals["optimizer_bytes"] == total(state.opt_state)
     assert totals["batch_bytes"] == total(batch)

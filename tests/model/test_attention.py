@@ -48,7 +48,9 @@ def test_attend_is_the_reference(window, reach, dense):
     for b in range(B):
         for n in range(N):
             side = None if window is None else window // 2
-            want = reference(q[b, :, n], k[b, :, n], v[b, :, n], batch["segments"][b], batch["positions"][b], ends[reach][b], side)
+            want = reference(
+                q[b, :, n], k[b, :, n], v[b, :, n], batch["segments"][b], batch["positions"][b], ends[reach][b], side
+            )
             real = batch["segments"][b] > 0
             np.testing.assert_allclose(found[b, :, n][real], want[real], atol=2e-6)
 

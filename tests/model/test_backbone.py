@@ -21,7 +21,7 @@ def test_scanned_unrolled_and_recomputed_are_one(size, base, remat):
         bb = backbone(sized(size, **base, scan=scan, remat=how, dropout=0.2, attention_dropout=0.2))
         params = params_of(bb)
         key = random.key(1)
-        loss = lambda p, bb=bb: (bb.encode(p, batch, key).hidden ** 2 * 0.1).sum()  # noqa: E731
+        loss = lambda p, bb=bb, key=key: (bb.encode(p, batch, key).hidden ** 2 * 0.1).sum()
         outs.append(jax.jit(jax.value_and_grad(loss))(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4), *outs)
 

@@ -37,7 +37,9 @@ def bb():
 
 
 def corrupt(objective, rows, step=0):
-    return jax.jit(partial(training.corrupted, objective=objective))(rows, random.fold(random.key(9), step), jnp.int32(step))
+    return jax.jit(partial(training.corrupted, objective=objective))(
+        rows, random.fold(random.key(9), step), jnp.int32(step)
+    )
 
 
 def chosen_of(out) -> np.ndarray:
@@ -137,7 +139,7 @@ def test_loss_is_the_mean_over_the_chosen(bb, vocab, rows):
     chosen = chosen_of(batch)
     accuracy = (np.asarray(found["prediction"]) == rows["tokens"])[chosen].mean()
     assert abs(float(report["mlm_accuracy"]) - accuracy) < 1e-6
-    assert ((0 < found["probability"]) & (found["probability"] <= 1)).all()
+    assert ((found["probability"] > 0) & (found["probability"] <= 1)).all()
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ import pytest
 from train.carry import KEEP_BACKBONE, carry, summary
 
 OLD = {
-    "backbone": {"embed": {"tokens": np.ones((6, 2)), "positions": np.ones((4, 2))}, "layers": {"w": np.ones((3, 2, 2))}},
+    "backbone": {
+        "embed": {"tokens": np.ones((6, 2)), "positions": np.ones((4, 2))},
+        "layers": {"w": np.ones((3, 2, 2))},
+    },
     "mlm": {"bias": np.ones(6)},
 }
 
 
 def new(positions=4):
-    zeros = lambda *shape: jnp.zeros(shape)  # noqa: E731
+    zeros = lambda *shape: jnp.zeros(shape)
     embed = {"tokens": zeros(6, 2), "positions": zeros(positions, 2)}
     return {"backbone": {"embed": embed, "layers": {"w": zeros(3, 2, 2)}}, "classify": {"out": zeros(2, 2)}}
 
@@ -52,7 +55,9 @@ def test_resized(rows):
 
 
 def test_what_does_not_fit_lists_both_trees():
-    with pytest.raises(ValueError, match=r"(?s)\(7, 2\).*\(4, 2\).*the checkpoint holds:.*mlm/bias.*new tree is:.*classify"):
+    with pytest.raises(
+        ValueError, match=r"(?s)\(7, 2\).*\(4, 2\).*the checkpoint holds:.*mlm/bias.*new tree is:.*classify"
+    ):
         carry(OLD, new(positions=7))
     with pytest.raises(ValueError, match="which the checkpoint does not have"):
         carry({"mlm": OLD["mlm"]}, new())

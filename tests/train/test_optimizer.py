@@ -28,7 +28,7 @@ FACTORIES = ("adamw", "lamb", "lion", "adafactor", "muon")
 def test_layers_are_optimized_each_by_itself(name, toy):
     """The update of a stack of layers is the stack of the updates of each layer's tree."""
     axes, params, grads = toy
-    make = lambda: getattr(optimizer, name)(axes, lambda step: 0.1, clip=None)  # noqa: E731
+    make = lambda: getattr(optimizer, name)(axes, lambda step: 0.1, clip=None)
 
     @jax.jit
     def update(params, grads):
@@ -36,7 +36,9 @@ def test_layers_are_optimized_each_by_itself(name, toy):
         return tx.update(grads, tx.init(params), params)[0]
 
     whole = update(params, grads)
-    pick = lambda x, i: {"backbone": x["backbone"] | {"layers": jax.tree.map(lambda y: y[i : i + 1], x["backbone"]["layers"])}}  # noqa: E731
+    pick = lambda x, i: {
+        "backbone": x["backbone"] | {"layers": jax.tree.map(lambda y: y[i : i + 1], x["backbone"]["layers"])}
+    }
     for i in (0, 2):
         one = update(pick(params, i), pick(grads, i))
         want = pick(whole, i)["backbone"]["layers"]
@@ -108,7 +110,10 @@ S, PEAK = 100, 2.0
         (lambda s, peak: schedule.linear(s, peak=peak, warmup=10, end=0.5), {0: 0, 5: 1, 10: 2, 55: 1.5, 100: 1}),
         (lambda s, peak: schedule.cosine(s, peak=peak, warmup=0.2), {0: 0, 20: 2, 60: 1, 100: 0}),
         (lambda s, peak: schedule.inverse_sqrt(s, peak=peak, warmup=25), {25: 2, 100: 1}),
-        (lambda s, peak: schedule.warmup_stable_decay(s, peak=peak, warmup=10, decay=0.4), {10: 2, 60: 2, 70: 1, 100: 0}),
+        (
+            lambda s, peak: schedule.warmup_stable_decay(s, peak=peak, warmup=10, decay=0.4),
+            {10: 2, 60: 2, 70: 1, 100: 0},
+        ),
     ],
 )
 def test_schedules(make, points):

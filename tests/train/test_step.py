@@ -82,7 +82,9 @@ def test_gradient_is_that_of_the_mean_over_the_batch(bb, vocab, packed):
             return -jnp.log(jnp.take_along_axis(p, packed["labels"][..., None], -1)[..., 0])[there].mean()
 
         want = jax.jit(jax.grad(mean))(params)
-        quiet = backbone(sized("tiny", **TOY, dtype="float64", param_dtype="float64", dropout=0.0, attention_dropout=0.0))
+        quiet = backbone(
+            sized("tiny", **TOY, dtype="float64", param_dtype="float64", dropout=0.0, attention_dropout=0.0)
+        )
         still = classify(quiet, vocab, classes=3, dropout=0.0)
 
         def one(params):

@@ -1,0 +1,116 @@
+"""Every file in configs/ builds, plans and takes a step, at toy size and on toy text."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch.plan import plan
+from train import build, checkpoint, loop
+from train.__main__ import run
+
+CONFIGS = sorted(p for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem != "__init__")
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "was",
+    "is",
+    "good",
+    "bad",
+    "great",
+    "poor",
+    "acting",
+    "plot",
+    "very",
+    "not",
+    "dull",
+    "fun",
+    "cast",
+    "scene",
+    "ending",
+    "long",
+]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A folder like $ROOTSTOCK_DATA, with a few dozen texts in each file."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, int(rng.integers(5, 60)))) for _ in range(60)]
+    (folder / "pretrain").mkdir()
+    for name in ("wiki_train", "wiki_valid", "books_train"):
+        with gzip.open(folder / "pretrain" / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps({"text": t}) + "\n" for t in texts)
+    table = "text,label\n" + "".join(f"{t},{i % 2}\n" for i, t in enumerate(texts))
+    (folder / "labelled.csv").write_text(table)
+    return folder
+
+
+def shrunk(config: dict) -> dict:
+    """The same config with everything that takes time made small."""
+    for name in build.stages(config):
+        stage = config[name]
+        for part in (stage["data"], *stage.get("evals", {}).values()):
+            part["length"] = min(part["length"], 24)
+            if str(part["source"]["path"]).startswith("package:"):
+                part["source"]["limit"] = 24
+        stage |= dict(
+            batch=8,
+            steps=1,
+            epochs=None,
+            microbatches=min(2, stage.get("microbatches", 1)),
+            mesh="data=2,fsdp=2,tensor=2",
+        )
+        stage["mesh"] = "data=1,fsdp=2,tensor=4" if stage["microbatches"] == 2 else stage["mesh"]
+    if "size" in config["tokenizer"]:
+        config["tokenizer"] |= dict(size=40, byte_fallback=False)
+        source = config["tokenizer"]["source"]
+        if str(source["path"]).startswith("package:"):
+            source["limit"] = 24
+    if "size" in config["backbone"]:
+        config["backbone"] |= dict(D=16, heads=4, F=16, layers=2, dtype="float32", scan=True)
+    return config
+
+
+def config_of(file: Path, data: Path, tmp_path: Path) -> dict:
+    specification = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    if file.stem != "finetune_classification":
+        return build.plain(module.get_config())
+    table = data / "labelled.csv"
+    return build.plain(module.get_config(f"from={tmp_path / 'pretrained'},train={table},dev={table},length=24"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
+def test_builds_plans_and_steps(file, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROOTSTOCK_DATA", str(data))
+    if file.stem == "finetune_classification":
+        pretraining = next(f for f in CONFIGS if f.stem == "pretrain_bert_base")
+        first = shrunk(config_of(pretraining, data, tmp_path))
+        first |= dict(stages=("pretrain",), pretrain=first.pop("short"))
+        first.pop("long")
+        run(first, tmp_path / "pretrained")
+    config = config_of(file, data, tmp_path)
+    for name in build.stages(config):  # as published
+        if "size" in config["backbone"]:
+            assert plan(config, name, "data=4,fsdp=4,tensor=2")["totals"]["parameters"] > 1000
+    config = shrunk(config)
+    # arms that differ in seed alone are one
+    names = [n for n in build.stages(config) if not n.endswith(("_1", "_2"))]
+    for name in names:
+        state = loop.fit(build.stage(config, name, tmp_path / "run"), tmp_path / "run")
+        assert int(state.step) == 1
+        assert checkpoint.steps_in(tmp_path / "run" / name / "checkpoints") == [1]
+
+
+def test_every_config_documents_its_run():
+    for file in CONFIGS:
+        first = file.read_text().partition('"""\n\nimport')[0]
+        assert "python -m " in first or "make " in first, file

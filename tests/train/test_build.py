@@ -1,0 +1,72 @@
+"""What a config can get wrong, said before anything compiles."""
+
+import pytest
+from test_loop import config_of, write_reviews
+
+from train import build
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    write_reviews(folder / "reviews.tsv")
+    return folder
+
+
+def changed(config: dict, path: str, value) -> dict:
+    *keys, last = path.split(".")
+    at = config
+    for key in keys:
+        at = at[key]
+    at[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    "path, value, says",
+    [
+        ("pretrain.objective.rte", 0.1, r"no key 'rte'; did you mean 'rate'\?"),
+        ("pretrain.batch_size", 8, r"no key 'batch_size'; did you mean 'batch'\?"),
+        ("pretrain.backbone", dict(depth=3), "no key 'depth'"),
+        ("stage", "x", r"no key 'stage'; did you mean 'stages'\?"),
+        ("pretrain.objective", dict(rate=0.1), "needs a factory"),
+        ("pretrain.objective", dict(factory="objectives.mlm:mml"), "no such factory as 'objectives.mlm:mml'"),
+        ("pretrain.objective", dict(factory="objectives.classify:classify"), "lacks classes"),
+        ("backbone.heads", 3, "D=16 must be divisible by heads=3"),
+        ("pretrain.mesh", "data=3", "needs 3 devices, and there are 8"),
+        ("pretrain.mesh", "model=8", "'model=8' must be one of data, fsdp, tensor"),
+        ("pretrain.batch", 10, "batch of 10 rows does not divide into 1 microbatches over 4 devices"),
+        ("pretrain.epochs", 2, "either steps or epochs"),
+        ("pretrain.best", "dev/loss", "must be a metric of one of its evals"),
+        ("pretrain.patience", 3, "patience=3 waits"),
+        ("pretrain.learned", (("backbone/lyers/.*", False),), "matches no parameter"),
+        ("pretrain.learned", (("backbone/layers/.*", (True,)),), "gives 1 values, one a layer"),
+        ("pretrain.schedule", dict(factory="train.schedule:linear", peak=1.0, warmup=99), "warmup=99 must lie"),
+        ("pretrain.data.source.path", "gone.tsv", "gone.tsv"),
+        ("tokenizer.size", 4000, "size"),
+    ],
+)
+def test_said_before_anything_runs(folder, tmp_path, path, value, says):
+    with pytest.raises(ValueError, match=says):
+        build.stage(changed(config_of(folder), path, value), "pretrain", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path, value, says",
+    [
+        ("finetune.data.classes", ("neg", "positive"), "label 'pos' is not among"),
+        ("finetune.data.truncate", False, "set truncate=True or length="),
+        ("finetune.carry", dict(), "either stage or checkpoint"),
+        ("finetune.carry", dict(stge="pretrain"), "did you mean 'stage'"),
+    ],
+)
+def test_of_finetuning(folder, tmp_path, path, value, says):
+    config = changed(config_of(folder), path, value)
+    config["finetune"]["data"]["length"] = 16
+    with pytest.raises(ValueError, match=says):
+        build.stage(config, "finetune", tmp_path)
+
+
+def test_no_such_stage(folder, tmp_path):
+    with pytest.raises(ValueError, match="no stage 'tune'; its stages are pretrain, finetune"):
+        build.stage(config_of(folder), "tune", tmp_path)

@@ -1,0 +1,62 @@
+"""Scores against scikit-learn's and SciPy's on arrays put together by hand, padding and repeats left out."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from train import evaluate
+
+
+def gathered():
+    """Five examples over two batches of packed rows: one comes twice, and two places are empty."""
+    first = dict(
+        example=np.array([[[0, 4], [0, 1]], [[0, 0], [0, 0]]], np.uint32),
+        segments=np.array([[1, 1, 2, 0], [1, 1, 1, 0]]),
+        labels=np.array([[1, 0], [1, 9]]),
+        prediction=np.array([[1, 1], [1, 7]]),
+    )
+    second = dict(
+        example=np.array([[[0, 3], [0, 2]], [[0, 4], [0, 0]], [[0, 0], [0, 0]]], np.uint32),
+        segments=np.array([[1, 2, 2, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
+        labels=np.array([[0, 1], [1, 9], [9, 9]]),
+        prediction=np.array([[0, 0], [1, 7], [7, 7]]),
+    )
+    return [first, second]
+
+
+LABELS, FOUND = [1, 0, 1, 0, 1], [1, 1, 0, 0, 1]
+
+
+def test_examples_come_once_and_in_order():
+    labels, found = evaluate.examples(gathered(), "labels", "prediction")
+    assert labels.tolist() == LABELS
+    assert found.tolist() == FOUND
+
+
+@pytest.mark.parametrize(
+    "name, want",
+    [
+        ("accuracy", metrics.accuracy_score(LABELS, FOUND)),
+        ("f1", metrics.f1_score(LABELS, FOUND)),
+        ("matthews", metrics.matthews_corrcoef(LABELS, FOUND)),
+        ("pearson", stats.pearsonr(LABELS, FOUND)[0]),
+        ("spearman", stats.spearmanr(LABELS, FOUND)[0]),
+    ],
+)
+def test_scores(name, want):
+    assert evaluate.score(name, np.array(LABELS), np.array(FOUND)) == pytest.approx(want)
+
+
+def test_f1_of_many_classes_is_macro():
+    labels, found = np.array([0, 1, 2, 2]), np.array([0, 2, 2, 1])
+    assert evaluate.score("f1", labels, found) == pytest.approx(metrics.f1_score(labels, found, average="macro"))
+
+
+def test_a_constant_prediction_has_no_correlation():
+    assert np.isnan(evaluate.score("pearson", np.array([1.0, 2.0]), np.array([3.0, 3.0])))
+
+
+def test_unknown_score():
+    with pytest.raises(ValueError, match="'bleu' is unknown"):
+        evaluate.score("bleu", np.array([1]), np.array([1]))

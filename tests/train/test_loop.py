@@ -1,0 +1,249 @@
+"""The loop on real files: resume to the bit, one compilation a stage, what stops a run, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from train import build, checkpoint, loop, tree
+from train.__main__ import run
+
+ROOT = Path(__file__).parents[2]
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "was",
+    "is",
+    "good",
+    "bad",
+    "great",
+    "poor",
+    "acting",
+    "plot",
+    "very",
+    "not",
+    "dull",
+    "fun",
+    "cast",
+    "scene",
+    "ending",
+    "long",
+]
+
+
+def write_reviews(path: Path, n: int = 300) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["text\tlabel"]
+    for _ in range(n):
+        label = int(rng.integers(2))
+        words = rng.choice(WORDS, int(rng.integers(4, 20))).tolist() + [("great", "dull")[label]] * 3
+        rng.shuffle(words)
+        rows.append(" ".join(words) + f"\t{('neg', 'pos')[1 - label]}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+def config_of(folder: Path, **pretrain) -> dict:
+    source = dict(factory="train.data.source:csv", path=str(folder / "reviews.tsv"), delimiter="\t")
+    labelled = dict(factory="train.data.rows:label_examples", length=32, classes=("neg", "pos"), truncate=True)
+    part = lambda lo, hi: dict(labelled, source=dict(source, label="label", split=(lo, hi)))
+    common = dict(optimizer=dict(factory="train.optimizer:adamw"), batch=8, log_every=2)
+    return dict(
+        stages=("pretrain", "finetune"),
+        tokenizer=dict(factory="train.data.tokenizer:train_sentencepiece", source=source, size=40, byte_fallback=False),
+        backbone=dict(size="tiny", D=16, heads=2, F=32, max_length=64, scan=True),
+        pretrain=dict(
+            objective=dict(factory="objectives.mlm:mlm", rate=0.3),
+            data=dict(factory="train.data.rows:pack_documents", source=source, length=32),
+            schedule=dict(factory="train.schedule:constant", peak=3e-3), steps=8, save_every=4,
+            mesh="data=2,tensor=2,fsdp=2",
+            **common,
+        ) | pretrain,
+        finetune=dict(
+            objective=dict(factory="objectives.classify:classify", classes=2, pooling="mean"),
+            data=part(0.0, 0.8), evals=dict(dev=part(0.8, 1.0)), eval_every=4, best="dev/accuracy",
+            schedule=dict(factory="train.schedule:constant", peak=1e-2), epochs=1, carry=dict(stage="pretrain"),
+            **common,
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop")
+    write_reviews(folder / "reviews.tsv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The recipe, run without a break."""
+    run(config_of(folder), folder / "whole")
+    return folder / "whole"
+
+
+def params_at(workdir: Path, stage: str, kind: str = "checkpoints") -> dict:
+    return tree.leaves(checkpoint.read_params(workdir / stage / kind)[0])
+
+
+def lines(workdir: Path, stage: str) -> list[dict]:
+    return [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_whole_way(whole):
+    pretrain, finetune = lines(whole, "pretrain"), lines(whole, "finetune")
+    assert [line["step"] for line in pretrain] == list(range(1, 9))
+    assert {"loss", "mlm", "mlm_accuracy", "mlm_surplus", "gradient_norm", "learning_rate"} <= pretrain[0].keys()
+    last = [line for line in finetune if "dev/accuracy" in line][-1]
+    assert last["dev/accuracy"] > 0.9  # the label is a word
+    assert {"dev/loss", "dev/f1", "dev/matthews"} <= last.keys()
+    assert checkpoint.steps_in(whole / "finetune" / "best")
+    assert any(p.name.startswith("events") for p in (whole / "pretrain").iterdir())
+    origin = checkpoint.read_provenance(whole / "finetune" / "checkpoints")
+    assert origin["backbone"]["D"] == 16
+    assert origin["special"]["mask"] == 4
+
+
+def test_resumed_is_unbroken_to_the_bit(folder, whole):
+    """Stopped at step 4 of 8, begun again by another process's worth of state: the same parameters."""
+    broken = folder / "broken"
+    run(config_of(folder, steps=4), broken, "pretrain")
+    run(config_of(folder, log_every=1), broken, "pretrain")
+    want, got = params_at(whole, "pretrain"), params_at(broken, "pretrain")
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+
+def test_mesh_and_microbatches_may_change(folder, whole):
+    other = folder / "other"
+    run(config_of(folder, steps=4), other, "pretrain")
+    run(config_of(folder, mesh="data=4,tensor=2", microbatches=2), other, "pretrain")
+    want, got = params_at(whole, "pretrain"), params_at(other, "pretrain")
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(seed=1), "seed: was 0, is 1"),
+        (dict(objective=dict(factory="objectives.mlm:mlm", rate=0.2)), "objective.rate: was 0.3, is 0.2"),
+        (dict(backbone=dict(F=64)), "backbone.F: was 32, is 64"),
+        (dict(batch=16), "batch: was 8, is 16"),
+    ],
+)
+def test_another_experiment_is_refused(folder, whole, change, says):
+    before = params_at(whole, "pretrain")
+    with pytest.raises(ValueError, match=f"(?s)holds another experiment:.*{says}.*--fork="):
+        run(config_of(folder, **change), whole, "pretrain")
+    np.testing.assert_array_equal(params_at(whole, "pretrain")["mlm/bias"], before["mlm/bias"])
+
+
+def test_fork(folder, whole):
+    forked = folder / "forked"
+    run(config_of(folder, seed=1, steps=10), forked, "pretrain", fork=whole)
+    assert [line["step"] for line in lines(forked, "pretrain")] == [9, 10]
+
+
+def test_one_compilation_a_stage(folder, monkeypatch):
+    """Programs that the compiler is asked for between the first step and the last: none."""
+    events = []
+    monkeypatch.setattr(loop.Log, "steps", lambda self, numbers, *a: events.append(numbers[-1]))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *a, **k: events.append(name) if name.endswith("backend_compile_duration") else None
+    )
+    run(config_of(folder), folder / "counted", "pretrain")
+    first, last = events.index(1), events.index(8)
+    assert any(isinstance(e, str) for e in events[:first])
+    assert [e for e in events[first:last] if isinstance(e, str)] == []
+
+
+def test_a_loss_that_is_not_finite(folder):
+    """Says the step, the last good checkpoint and the rows, and saves nothing more."""
+    workdir = folder / "hot"
+    run(config_of(folder, steps=4), workdir, "pretrain")
+    stage = build.stage(build.plain(config_of(folder)), "pretrain", workdir)
+    poisoned = stage.optimizer._replace(
+        update=lambda g, s, p: (jax.tree.map(lambda x: x * np.nan, g), stage.optimizer.update(g, s, p)[1])
+    )
+    import dataclasses
+
+    with pytest.raises(loop.Stopped, match=r"(?s)loss of step 6 is nan; the last good checkpoint is of step 4 .*Rows"):
+        loop.fit(dataclasses.replace(stage, optimizer=poisoned), workdir)
+    assert checkpoint.steps_in(workdir / "pretrain" / "checkpoints")[-1] == 4
+
+
+def test_early_stopping_stays_stopped(folder, whole):
+    config = config_of(folder)
+    config["finetune"] |= dict(
+        patience=1, eval_every=1, epochs=40.0, schedule=dict(factory="train.schedule:constant", peak=0.0)
+    )
+    workdir = folder / "patient"
+    run(config | {"stages": ("pretrain", "finetune")}, workdir)
+    assert checkpoint.steps_in(workdir / "finetune" / "checkpoints") == [2]
+    run(config, workdir, "finetune")
+    assert checkpoint.steps_in(workdir / "finetune" / "checkpoints") == [2]
+
+
+def test_another_tokenizer_is_refused(folder, whole):
+    config = config_of(folder)
+    config["tokenizer"]["size"] = 36
+    config["finetune"]["carry"] = dict(checkpoint=str(whole / "pretrain"))
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
+        run(config, folder / "retokenized", "finetune")
+
+
+CONFIG_FILE = """
+import json, ml_collections
+def get_config():
+    return ml_collections.ConfigDict(json.loads({text!r}))
+"""
+
+
+def command(folder: Path, *arguments: str, config: dict | None = None, **options) -> subprocess.Popen:
+    file = folder / f"config{len(list(folder.glob('config*')))}.py"
+    file.write_text(CONFIG_FILE.format(text=json.dumps(config or config_of(folder, mesh="data=-1"))))
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", f"--config={file}", *arguments],
+        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+def test_terminated_saved_and_resumed(folder):
+    """A second process, asked to end by SIGTERM mid-run, saves and says so; the same command goes on from there."""
+    workdir = folder / "terminated"
+    config = config_of(folder, mesh="data=-1", steps=100_000, log_every=1)
+    process = command(folder, f"--workdir={workdir}", "--stage=pretrain", config=config)
+    metrics = workdir / "pretrain" / "metrics.jsonl"
+    deadline = time.time() + 240
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1, said
+    step = checkpoint.steps_in(workdir / "pretrain" / "checkpoints")[-1]
+    assert f"asked to stop: saved step {step}" in said
+    config["pretrain"]["steps"] = step + 1
+    process = command(folder, f"--workdir={workdir}", "--stage=pretrain", config=config)
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, said
+    assert f"resumed pretrain at step {step}" in said
+    assert lines(workdir, "pretrain")[-1]["step"] == step + 1
+
+
+def test_a_user_sees_no_traceback(folder):
+    process = command(folder, f"--workdir={folder / 'x'}", "--config.pretrain.data.source.path=nowhere.tsv")
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "nowhere.tsv" in said
+    assert "error: " in said
+    assert "Traceback" not in said
