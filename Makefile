@@ -28,10 +28,10 @@ demo: $(STAMP)
 	$(PY) -m launch.demo --workdir=runs/demo
 
 test: $(STAMP)
-	$(PY) -m pytest -m "not product"
+	$(PY) -m pytest -n logical --dist loadfile -m "not product"
 
 test-all: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n logical --dist loadfile
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .

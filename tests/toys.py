@@ -1,7 +1,10 @@
-"""Objectives that no issue has asked for yet, to drive what they will need: `join`, `after`, frozen and viewed keys."""
+"""Toys of several tests: a recipe on made-up reviews, and objectives that drive what none of ours needs yet."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops
 from model.heads import pool, present
@@ -55,3 +58,63 @@ def teacher(backbone: Backbone, vocab: Vocab, *, decay: float = 0.9, name: str =
         return params | {name: moved}
 
     return Objective(name, loss, lambda *a: {}, backbone.init, backbone.axes, after=after)
+
+
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "was",
+    "is",
+    "good",
+    "bad",
+    "great",
+    "poor",
+    "acting",
+    "plot",
+    "very",
+    "not",
+    "dull",
+    "fun",
+    "cast",
+    "scene",
+    "ending",
+    "long",
+]
+
+
+def write_reviews(path: Path, n: int = 300) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["text\tlabel"]
+    for _ in range(n):
+        label = int(rng.integers(2))
+        words = rng.choice(WORDS, int(rng.integers(4, 20))).tolist() + [("great", "dull")[label]] * 3
+        rng.shuffle(words)
+        rows.append(" ".join(words) + f"\t{('neg', 'pos')[1 - label]}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+def config_of(folder: Path, **pretrain) -> dict:
+    source = dict(factory="train.data.source:csv", path=str(folder / "reviews.tsv"), delimiter="\t")
+    labelled = dict(factory="train.data.rows:label_examples", length=32, classes=("neg", "pos"), truncate=True)
+    part = lambda lo, hi: dict(labelled, source=dict(source, label="label", split=(lo, hi)))
+    common = dict(optimizer=dict(factory="train.optimizer:adamw"), batch=8, log_every=2)
+    return dict(
+        stages=("pretrain", "finetune"),
+        tokenizer=dict(factory="train.data.tokenizer:train_sentencepiece", source=source, size=40, byte_fallback=False),
+        backbone=dict(size="tiny", D=16, heads=2, F=32, max_length=64, scan=True),
+        pretrain=dict(
+            objective=dict(factory="objectives.mlm:mlm", rate=0.3),
+            data=dict(factory="train.data.rows:pack_documents", source=source, length=32),
+            schedule=dict(factory="train.schedule:constant", peak=3e-3), steps=8, save_every=4,
+            mesh="data=2,tensor=2,fsdp=2",
+            **common,
+        ) | pretrain,
+        finetune=dict(
+            objective=dict(factory="objectives.classify:classify", classes=2, pooling="mean"),
+            data=part(0.0, 0.8), evals=dict(dev=part(0.8, 1.0)), eval_every=4, best="dev/accuracy",
+            schedule=dict(factory="train.schedule:constant", peak=1e-2), epochs=1, carry=dict(stage="pretrain"),
+            **common,
+        ),
+    )  # fmt: skip

@@ -68,6 +68,7 @@ CASES = {
     "adamw": ("pretrain", {}),
     "some learned": ("pretrain", {"learned": SOME}),
     "adafactor": ("pretrain", {"optimizer": {"factory": "train.optimizer:adafactor", "factor_from": 8}}),
+    "muon": ("pretrain", {"optimizer": {"factory": "train.optimizer:muon"}}),
     "finetune": ("finetune", {}),
 }
 

@@ -1,7 +1,7 @@
 """What a config can get wrong, said before anything compiles."""
 
 import pytest
-from test_loop import config_of, write_reviews
+from toys import config_of, write_reviews
 
 from train import build
 
