@@ -1,13 +1,24 @@
 """Pretrain on film reviews, then grow a sentiment classifier on 500 labels: with the pretrained backbone and without.
 
 make demo        (python -m launch.demo --workdir=runs/demo)
+
+Seen on two 2.5 GHz cores: 9.3 minutes, 6,500 steps of masked language modelling (6.6 million tokens at 22 thousand a
+second, loss from 8.5 to 4.5), then on 2,000 unseen reviews, three seeds:
+
+    pretrained                      69.9 %   (69.3, 70.3, 70.0)
+    scratch                         69.4 %   (69.1, 69.5, 69.5)
+    TF-IDF + logistic regression    82.6 %   (of the whole texts; both arms see 128 tokens)
+
+The gain, half a point, is far from the five that we want. Mean pooling makes a bag of words of the scratch arm, and what
+one pass of masked language modelling learns first is syntax: a linear probe of its mean-pooled hidden states on 500
+labels gives 61 % on dev where 128 latent-semantic dimensions of the same texts give 79 %. The learning rate is not tuned
+for each arm yet.
 """
 
 import ml_collections
 
 SEEDS = (0, 1, 2)
 LABELS = 500
-# of the learning rates 3e-4, 1e-3, 3e-3 the one with the best mean accuracy on dev, for each arm
 PEAKS = {"pretrained": 1e-3, "scratch": 1e-3}
 
 
