@@ -9,10 +9,10 @@ second, loss from 8.5 to 4.5), then on 2,000 unseen reviews, three seeds:
     scratch                         69.4 %   (69.1, 69.5, 69.5)
     TF-IDF + logistic regression    82.6 %   (of the whole texts; both arms see 128 tokens)
 
-The gain, half a point, is far from the five that we want. Mean pooling makes a bag of words of the scratch arm, and what
-one pass of masked language modelling learns first is syntax: a linear probe of its mean-pooled hidden states on 500
-labels gives 61 % on dev where 128 latent-semantic dimensions of the same texts give 79 %. The learning rate is not tuned
-for each arm yet.
+The gain, half a point, is far from the five that we want. Mean pooling makes a bag of words of the scratch arm, and
+what one pass of masked language modelling learns first is syntax: a linear probe of mean-pooled hidden states on 500
+labels gives 61 % on dev, where 128 latent-semantic dimensions of the same texts give 79 %. The learning rate is not
+tuned for each arm yet.
 """
 
 import ml_collections

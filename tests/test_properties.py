@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from conftest import V
+from toys import V
 
 from model import random
 from model.backbone import backbone

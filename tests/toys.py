@@ -1,15 +1,54 @@
 """Toys of several tests: a recipe on made-up reviews, and objectives that drive what none of ours needs yet."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import ops
+from model import ops, random
 from model.heads import pool, present
 from model.types import Backbone
 from objectives.types import Objective, Ratio, Sums, Term, Vocab
+from train import step as training
+
+V = 61
+SPECIAL = (0, 1, 2, 3, 4)
+
+
+def params_of(bb, objective=None, seed: int = 0):
+    """Fresh params, in one program: op by op it would compile hundreds."""
+    make = bb.init if objective is None else partial(training.init, backbone=bb, objective=objective)
+    return jax.jit(make)(random.generator(seed))
+
+
+def pack(lengths: list[list[int]], length: int, segments: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows from a layout: for each row the numbers of the documents it holds.
+
+    Document d has a length, tokens and labels that depend on d alone, so that two layouts of the same documents
+    differ in nothing but where they lie.
+    """
+    B = len(lengths)
+    out = dict(
+        tokens=np.zeros((B, length), np.int32), segments=np.zeros((B, length), np.int32),
+        positions=np.zeros((B, length), np.int32), types=np.zeros((B, length), np.int32),
+        example=np.zeros((B, segments, 2), np.uint32), labels=np.zeros((B, segments), np.int32),
+    )  # fmt: skip
+    for b, documents in enumerate(lengths):
+        at = 0
+        for s, d in enumerate(documents):
+            rng = np.random.default_rng((seed, d))
+            n = int(rng.integers(5, 17))
+            here = slice(at, at + n)
+            out["tokens"][b, here] = [2, *rng.integers(5, V, n - 2), 3]
+            out["segments"][b, here] = s + 1
+            out["positions"][b, here] = np.arange(n)
+            out["types"][b, here] = np.arange(n) >= n // 2
+            out["example"][b, s] = (7, d)
+            out["labels"][b, s] = rng.integers(0, 3)
+            at += n
+    return out
 
 
 def contrast(backbone: Backbone, vocab: Vocab, *, temperature: float = 0.1, name: str = "contrast") -> Objective:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import V, pack, params_of
+from toys import V, pack, params_of
 
 from model import attention, random
 from model.backbone import backbone

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import V, pack, params_of
+from toys import V, pack, params_of
 
 from model import ops, random
 from model.backbone import backbone

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SPECIAL, V, params_of
+from toys import SPECIAL, V, params_of
 
 from model import random
 from model.backbone import backbone

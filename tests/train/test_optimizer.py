@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import V, params_of
+from toys import V, params_of
 
 from model import random
 from model.backbone import backbone

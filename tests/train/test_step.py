@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import toys
-from conftest import V, params_of
+from toys import V, pack, params_of
 
 from model import random
 from model.backbone import backbone
@@ -195,8 +195,6 @@ def test_it_overfits_thirty_two_rows(vocab):
     """A model that can, does: 32 rows of random labels by heart."""
     bb = backbone(sized("tiny", **TOY | dict(D=32), dropout=0.0, attention_dropout=0.0))
     objective = classify(bb, vocab, classes=3, dropout=0.0)
-    from conftest import pack
-
     rows = pack([[d] for d in range(32)], 16, 1)
     params = params_of(bb, objective)
     optimizer = optax.adam(3e-3)
