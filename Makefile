@@ -28,10 +28,10 @@ demo: $(STAMP)
 	$(PY) -m launch.demo --workdir=runs/demo
 
 test: $(STAMP)
-	$(PY) -m pytest -n logical --dist loadgroup -m "not product"
+	$(PY) -m pytest -m "not product"
 
 test-all: $(STAMP)
-	$(PY) -m pytest -n logical --dist loadgroup
+	$(PY) -m pytest
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .

@@ -20,13 +20,6 @@ jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/rootstock/test
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def pytest_collection_modifyitems(items):
-    """What shares a fixture that takes long runs in one process: a file, or a case of the properties."""
-    for item in items:
-        case = item.callspec.params["name"] if item.path.stem == "test_properties" else ""
-        item.add_marker(pytest.mark.xdist_group(item.path.stem + case))
-
-
 @pytest.fixture(scope="session")
 def vocab() -> Vocab:
     return Vocab(V, *SPECIAL, special=SPECIAL, word_starts=np.arange(V) % 3 != 0, fingerprint="toy")
