@@ -72,8 +72,9 @@ def shrunk(config: dict) -> dict:
     if "size" in config["tokenizer"]:
         config["tokenizer"] |= dict(size=40, byte_fallback=False)
         source = config["tokenizer"]["source"]
-        if str(source["path"]).startswith("package:"):
+        if str(source["path"]).startswith("package:"):  # real text has more characters than the toys'
             source["limit"] = 24
+            config["tokenizer"]["size"] = 300
     if "size" in config["backbone"]:
         config["backbone"] |= dict(D=16, heads=4, F=16, layers=2, dtype="float32", scan=True)
     return config
