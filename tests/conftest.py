@@ -6,6 +6,8 @@ from pathlib import Path
 # tests check numbers, not speed: a light LLVM pass halves their time
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_llvm_disable_expensive_passes=true"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# eight devices that wait for each other in a pool of as many threads as cores can wait for ever: XLA then aborts
+os.environ.setdefault("NPROC", "32")
 
 import jax
 import numpy as np
