@@ -1,7 +1,7 @@
 """Numerical parts with gradients written for speed: bias, scale, norms' statistics, and cross-entropy.
 
-XLA reduces over rows slowly on CPUs, so the gradient of a bias or a scale is a product with a vector of ones
-(a BERT step at the tiny size takes 10 % less time). All of it is exact; reductions are in float32 at least.
+XLA reduces over rows slowly on CPUs, so the gradient of a bias or a scale is a product with a vector of ones.
+All of it is exact; reductions are in float32 at least.
 """
 
 import jax

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# tests check numbers, not speed: a light LLVM pass halves their time
+# tests check numbers, not speed: LLVM's expensive passes would only make them wait
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_llvm_disable_expensive_passes=true"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # eight devices that wait for each other in a pool of as many threads as cores can wait for ever: XLA then aborts
