@@ -27,13 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(PY) -m launch.demo --workdir=runs/demo
 
-# XLA has been seen to abort (134) where eight simulated devices on two cores wait for each other; that, and no failing
-# test, is tried once more
+PYTEST := $(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
 test: $(STAMP)
-	$(PY) -m pytest -m "not product" || { [ $$? -eq 134 ] && $(PY) -m pytest -m "not product"; }
+	$(PYTEST) -m "not product"
 
 test-all: $(STAMP)
-	$(PY) -m pytest
+	$(PYTEST)
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .

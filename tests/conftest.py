@@ -3,11 +3,16 @@
 import os
 from pathlib import Path
 
-# tests check numbers, not speed: LLVM's expensive passes would only make them wait
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_llvm_disable_expensive_passes=true"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# eight devices that wait for each other in a pool of as many threads as cores can wait for ever: XLA then aborts
-os.environ.setdefault("NPROC", "32")
+# the suite's time is compilation: programs that run once need not be fast (less than half the time to compile), and
+# eight devices on few cores may wait long for each other: XLA would abort after 40 seconds
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=30",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 import jax
 import numpy as np
@@ -17,6 +22,7 @@ from toys import SPECIAL, V, pack
 from objectives.types import Vocab
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_traceback_in_locations_limit", 0)  # a sixth of the time to lower a step
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/rootstock/tests").expanduser()))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -19,7 +19,7 @@ def get_config():
     config.stages = ("pretrain", "finetune")
     config.tokenizer = dict(factory="train.data.tokenizer:train_sentencepiece", source=documents, size=40,
                             byte_fallback=False)
-    config.backbone = dict(size="tiny", D=32, F=64, max_length=64)
+    config.backbone = dict(size="tiny", D=32, F=64, max_length=64, scan=True)
     common = dict(optimizer=dict(factory="train.optimizer:adamw"), batch=8, seed=3, log_every=1,
                   schedule=dict(factory="train.schedule:linear", peak=1e-3))
     config.pretrain = dict(

@@ -119,7 +119,7 @@ def test_a_surplus_is_counted_and_left_alone(bb, vocab, rows):
 def test_initial_loss_is_that_of_guessing(vocab, rows):
     bb = backbone(sized("tiny", V=V, max_length=64))
     objective = mlm(bb, vocab)
-    params = params_of(bb, objective)
+    params = jax.jit(partial(training.init, backbone=bb, objective=objective))(random.generator(0))
     batch = corrupt(objective, rows)
     sums = jax.jit(lambda p, b: objective.loss(p, partial(bb.encode, p["backbone"]), b, None, 0))(params, batch)
     assert abs(float(types.loss(sums)) / np.log(V) - 1) < 0.02

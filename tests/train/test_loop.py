@@ -154,7 +154,8 @@ def get_config():
 def command(folder: Path, *arguments: str, config: dict | None = None, **options) -> subprocess.Popen:
     file = folder / f"config{len(list(folder.glob('config*')))}.py"
     file.write_text(CONFIG_FILE.format(text=json.dumps(config or config_of(folder, mesh="data=-1"))))
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    cache = jax.config.jax_compilation_cache_dir
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": cache}
     return subprocess.Popen(
         [sys.executable, "-m", "train", f"--config={file}", *arguments],
         cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options,

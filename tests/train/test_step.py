@@ -21,7 +21,7 @@ from train import flops, tree
 from train import step as training
 from train.state import TrainState
 
-TOY = dict(V=V, D=16, heads=4, F=32, layers=4, max_length=64)
+TOY = dict(V=V, D=16, heads=4, F=32, layers=4, max_length=64, scan=True)
 
 
 @pytest.fixture(scope="module")
