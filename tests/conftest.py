@@ -5,13 +5,11 @@ from pathlib import Path
 
 # the suite's time is compilation: programs that run once need not be fast (less than half the time to compile), and
 # eight devices on few cores may wait long for each other: XLA would abort after 40 seconds
-FLAGS = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=30",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_collective_call_warn_stuck_timeout_seconds=30"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
-os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 import jax

@@ -18,7 +18,7 @@ SPECIAL = (0, 1, 2, 3, 4)
 
 
 def params_of(bb, objective=None, seed: int = 0):
-    """Params of the tree's shapes, made on the host without a program: as wide as if trained, no bias and scale alike."""
+    """Params of the tree's shapes, made on the host without a program: wide as if trained, no bias or scale alike."""
     make = bb.init if objective is None else partial(training.init, backbone=bb, objective=objective)
     rng = np.random.default_rng(seed)
 
