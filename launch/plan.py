@@ -161,7 +161,7 @@ def _topology(memory: str) -> list:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
-    except Exception as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"--memory={memory}: libtpu knows no such topology ({str(error).splitlines()[0]})") from None
 
 

@@ -44,6 +44,36 @@ def mlm_head(cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = 
     return parts.part(_MlmHead(cfg, tied, softcap), x, jax.ShapeDtypeStruct((cfg.V, cfg.D), cfg.param_dtype))
 
 
+class _BagHead(nn.Module):
+    cfg: BackboneConfig
+
+    @nn.compact
+    def __call__(self, x_BSD: Array) -> Array:
+        cfg = self.cfg
+        # zeros: every segment begins with the same distribution, and what tells them apart is learned alone
+        zeros = lambda *axes: parts.named(nn.initializers.zeros, axes)
+        kernel_DV = self.param("kernel", zeros("embed", "vocab"), (cfg.D, cfg.V), cfg.param_dtype)
+        bias_V = self.param("bias", zeros("vocab"), (cfg.V,), cfg.param_dtype)
+        B, S, D = x_BSD.shape
+        logits_RV = jnp.einsum("RD,DV->RV", x_BSD.reshape(B * S, D), kernel_DV.astype(cfg.dtype))
+        logits_RV = ops.add_bias(logits_RV, bias_V.astype(cfg.dtype))
+        return jax.nn.log_softmax(ops.wide(logits_RV)).reshape(B, S, cfg.V)
+
+
+def bag_head(cfg: BackboneConfig) -> Part:
+    """One distribution over the vocabulary for each packed segment, from the mean of its tokens' states.
+
+    `apply(params, hidden [B, L, D], batch) -> log-probabilities [B, S, V]`. The mean of n states is multiplied by
+    sqrt(n): as n grows what is particular to a text would vanish beside what all share, and be learned slowly.
+    """
+    head = parts.part(_BagHead(cfg), jnp.zeros((1, 1, cfg.D), cfg.dtype))
+
+    def apply(params, hidden_BLD: Array, batch: Batch) -> Array:
+        return head.apply(params, pool(hidden_BLD, batch, "root"))
+
+    return head._replace(apply=apply)
+
+
 class _PooledHead(nn.Module):
     cfg: BackboneConfig
     outputs: int
@@ -64,7 +94,7 @@ def pooled_head(cfg: BackboneConfig, outputs: int, *, pooling: str = "first", dr
     """BERT's pooler and a linear map: `apply(params, hidden [B, L, D], batch, key) -> [B, S, outputs]` in float32.
 
     With `outputs` classes it is a classifier, with one a regressor. `pooling` makes one vector of each packed
-    segment: "first" (its first token's) or "mean".
+    segment, see `pool`.
     """
     if pooling not in POOLS:
         raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLS)}")
@@ -77,11 +107,14 @@ def pooled_head(cfg: BackboneConfig, outputs: int, *, pooling: str = "first", dr
     return head._replace(apply=apply)
 
 
-POOLS = ("first", "mean")
+POOLS = ("first", "mean", "root")
 
 
 def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
-    """One vector for each packed segment, [B, S, D]: of its first token, or the mean over its tokens."""
+    """One vector for each packed segment, [B, S, D].
+
+    how: "first" (its first token's), "mean" over its n tokens, or "root", the sum divided by sqrt(n).
+    """
     S = batch["example"].shape[1]
     member_BSL = batch["segments"][:, None, :] == jnp.arange(1, S + 1)[None, :, None]
     if how == "first":
@@ -89,7 +122,8 @@ def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
         return jnp.take_along_axis(hidden_BLD, index_BS[..., None], 1)
     count_BS1 = jnp.maximum(member_BSL.sum(-1, keepdims=True), 1)
     total_BSD = jnp.einsum("BSL,BLD->BSD", member_BSL.astype(hidden_BLD.dtype), hidden_BLD)
-    return total_BSD / count_BS1.astype(hidden_BLD.dtype)
+    count_BS1 = count_BS1.astype(hidden_BLD.dtype)
+    return total_BSD / (count_BS1 if how == "mean" else jnp.sqrt(count_BS1))
 
 
 def present(batch: Batch) -> Array:

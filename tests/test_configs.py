@@ -7,34 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import WORDS
 
 from launch.plan import plan
 from train import build, checkpoint, loop
 from train.__main__ import run
 
 CONFIGS = sorted(p for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem != "__init__")
-WORDS = [
-    "the",
-    "a",
-    "film",
-    "story",
-    "was",
-    "is",
-    "good",
-    "bad",
-    "great",
-    "poor",
-    "acting",
-    "plot",
-    "very",
-    "not",
-    "dull",
-    "fun",
-    "cast",
-    "scene",
-    "ending",
-    "long",
-]
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ class Case(NamedTuple):
 CASES = {
     "mlm": Case(mlm),
     "mlm-modern-words": Case(partial(mlm, rate=0.3, unit="word", tied=False, softcap=30.0), MODERN),
-    "mlm-spans": Case(partial(mlm, rate=0.3, unit="span", choice="independent", capacity=0.9), BERT),
+    "mlm-spans-bag": Case(partial(mlm, rate=0.3, unit="span", choice="independent", capacity=0.9, bag=0.5), BERT),
     "classify": Case(partial(classify, classes=3), BERT | dict(scan=False)),
     "regress": Case(partial(regress, pooling="mean"), MODERN),
     "join": Case(toys.contrast),

@@ -106,27 +106,9 @@ def teacher(backbone: Backbone, vocab: Vocab, *, decay: float = 0.9, name: str =
 
 
 WORDS = [
-    "the",
-    "a",
-    "film",
-    "story",
-    "was",
-    "is",
-    "good",
-    "bad",
-    "great",
-    "poor",
-    "acting",
-    "plot",
-    "very",
-    "not",
-    "dull",
-    "fun",
-    "cast",
-    "scene",
-    "ending",
-    "long",
-]
+    "the", "a", "film", "story", "was", "is", "good", "bad", "great", "poor",
+    "acting", "plot", "very", "not", "dull", "fun", "cast", "scene", "ending", "long",
+]  # fmt: skip
 
 
 def write_reviews(path: Path, n: int = 300) -> None:

@@ -43,8 +43,8 @@ def corrupt(objective, rows, step=0):
 
 
 def chosen_of(out) -> np.ndarray:
-    chosen = np.zeros((B, L), bool)
-    for b in range(B):
+    chosen = np.zeros(out["tokens"].shape, bool)
+    for b in range(len(chosen)):
         index = np.asarray(out["mlm"]["index"][b])[np.asarray(out["mlm"]["weight"][b]) > 0]
         assert len(set(index)) == len(index)
         chosen[b, index] = True
@@ -142,6 +142,27 @@ def test_loss_is_the_mean_over_the_chosen(bb, vocab, rows):
     assert ((found["probability"] > 0) & (found["probability"] <= 1)).all()
 
 
+def test_bag_against_a_loop(bb, vocab, packed):
+    """The segment's own words, each under the segment's distribution, written out by hand."""
+    objective = mlm(bb, vocab, rate=0.4, bag=3.0)
+    params = params_of(bb, objective)
+    batch = corrupt(objective, packed)
+    encode = partial(bb.encode, params["backbone"])
+    sums = jax.jit(lambda p, b: objective.loss(p, partial(bb.encode, p["backbone"]), b, None, 0))(params, batch)
+    hidden, bag = np.asarray(jax.jit(encode)(batch).hidden, np.float64), params["mlm"]["bag"]
+    chosen, total = chosen_of(batch), 0.0
+    for b, s in zip(*np.nonzero(packed["example"].any(-1)), strict=True):
+        mine = packed["segments"][b] == s + 1
+        seen = hidden[b][mine & ~chosen[b]]
+        logits = seen.sum(0) / np.sqrt(len(seen)) @ bag["kernel"] + bag["bias"]
+        logp = logits - np.log(np.exp(logits).sum())
+        total -= logp[packed["tokens"][b][mine & chosen[b]]].sum()
+    assert total > 100
+    np.testing.assert_allclose(float(sums.terms["mlm_bag"].sum), total, rtol=1e-5)
+    assert float(sums.terms["mlm_bag"].weight) == chosen.sum()
+    assert sums.terms["mlm_bag"].coefficient == 3.0
+
+
 @pytest.mark.parametrize(
     "wrong, says",
     [
@@ -149,6 +170,7 @@ def test_loss_is_the_mean_over_the_chosen(bb, vocab, rows):
         (dict(mask=0.9, replace=0.2), "mask_and_replace=1.1"),
         (dict(choice="some"), "choice='some'"),
         (dict(unit="line"), "unit='line'"),
+        (dict(bag=-1.0), "bag=-1.0 is the coefficient"),
         (dict(softcap=-1.0), "softcap=-1.0 must be positive"),
     ],
 )

@@ -1,0 +1,78 @@
+"""Which positions are hidden: tokens, whole words or spans; exactly so many of a segment, or each by itself."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from model import random
+from model.types import Array
+
+CHOICES = ("exact", "independent")
+UNITS = ("token", "word", "span")
+
+
+def room(length: int, segments: int, *, rate: float, choice: str, unit: str, span: float) -> int:
+    """A number of positions a row that `choose` rarely exceeds."""
+    # exact: one rounding a segment, each of deviation at most 1/2; else binomial, by unit
+    if choice == "exact":
+        slack = min(segments, 2 * math.sqrt(segments))
+        return min(length, math.floor(rate * length) + math.ceil(slack))
+    # tokens of a unit, weighed by tokens: a geometric length counts about twice its mean
+    size = {"token": 1.0, "word": 2.0, "span": 3.0 * span}[unit]
+    return min(length, math.ceil(rate * length + 4 * math.sqrt(length * rate * (1 - rate) * size)))
+
+
+def choose(
+    key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, *, rate: float, choice: str, unit: str, span: float
+) -> tuple[Array, Array]:
+    """(chosen bool [L], luck [L]): the ordinary tokens of a row that are hidden, and the draws that chose them.
+
+    See `objectives.mlm.mlm` for the hyperparameters.
+    """
+    segments_L = row["segments"]
+    luck_L = _unit_luck(key, row, ordinary_L, word_starts_V, unit, span)
+    if choice == "independent":
+        return ordinary_L & (luck_L < rate), luck_L
+    budget_S = rate * _count(segments_L, ordinary_L, row)
+    budget_S = jnp.floor(budget_S + random.uniform(random.fold(key, "round"), random.segments(row)))
+    rank_L = _rank(segments_L, luck_L, ordinary_L, unit)
+    return ordinary_L & (rank_L < budget_S[jnp.maximum(segments_L - 1, 0)]), luck_L
+
+
+def _unit_luck(key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, unit: str, span: float) -> Array:
+    """One draw a unit, given to each of its tokens. Units never cross a special token or a segment's end."""
+    ids_L = random.tokens(row)
+    luck_L = random.uniform(random.fold(key, "choose"), ids_L)
+    if unit == "token":
+        return luck_L
+    starts_L = word_starts_V[row["tokens"]]
+    if unit == "span":  # a word goes on with the last one's span with probability 1 - 1/span
+        starts_L &= random.uniform(random.fold(key, "span"), ids_L) < 1 / span
+    previous_L = jnp.roll(ordinary_L, 1).at[0].set(False)
+    starts_L |= ~ordinary_L | ~previous_L | (row["positions"] == 0)
+    first_L = jax.lax.cummax(jnp.where(starts_L, jnp.arange(starts_L.size), 0))
+    return luck_L[first_L]
+
+
+def _rank(segments_L: Array, luck_L: Array, ordinary_L: Array, unit: str) -> Array:
+    """How many ordinary tokens of its segment precede a token's unit in luck, the unit's own counted but one."""
+    L = luck_L.size
+    luck_L = jnp.where(ordinary_L, luck_L, 2.0)
+    order_L = jnp.lexsort((luck_L, segments_L))
+    place_L = jnp.zeros(L, int).at[order_L].set(jnp.arange(L))
+    begin_L = jnp.searchsorted(segments_L[order_L], segments_L[order_L], side="left")
+    rank_L = place_L - jnp.zeros(L, int).at[order_L].set(begin_L)
+    if unit == "token":
+        return rank_L
+    # a unit is chosen whole or not at all: all its tokens have the rank of its last
+    sorted_luck, sorted_seg = luck_L[order_L], segments_L[order_L]
+    last = jnp.append((sorted_luck[1:] != sorted_luck[:-1]) | (sorted_seg[1:] != sorted_seg[:-1]), True)
+    end = jax.lax.cummin(jnp.where(last, jnp.arange(L), L), reverse=True)
+    return jnp.zeros(L, int).at[order_L].set(end - begin_L)
+
+
+def _count(segments_L: Array, ordinary_L: Array, row: dict) -> Array:
+    """Ordinary tokens of each packed segment, [S]."""
+    S = row["example"].shape[0]
+    return (ordinary_L[None] & (segments_L[None] == jnp.arange(1, S + 1)[:, None])).sum(-1)
