@@ -54,16 +54,18 @@ def picture(workdir: Path, stages: list[str], arms: dict[str, list[float]], othe
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     colours = dict(zip(arms, ("tab:green", "tab:orange"), strict=True))
 
-    def curve(axis, stage, **style):
+    def curve(axis, stage, term="loss", **style):
         lines = [line for line in metrics(workdir / stage) if "learning_rate" in line]
-        axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], **style)
+        axis.plot([line["step"] for line in lines], [line[term] for line in lines], lw=0.8, **style)
 
-    curve(axes[0], "pretrain", color="tab:blue", lw=0.8)
+    curve(axes[0], "pretrain", "mlm", color="tab:blue", label="from its place")
+    curve(axes[0], "pretrain", "mlm_bag", color="tab:purple", label="from the segment's mean state")
     axes[0].set(title="Masked language modelling", xlabel="step", ylabel="loss (nats a masked token)")
+    axes[0].legend()
     for stage in stages:
         arm, _, seed = stage.rpartition("_")
         if arm in arms:
-            curve(axes[1], stage, color=colours[arm], lw=0.8, label=arm if seed == "0" else None)
+            curve(axes[1], stage, color=colours[arm], label=arm if seed == "0" else None)
     axes[1].set(title="Finetuning", xlabel="step", ylabel="loss")
     axes[1].legend()
     for paired in zip(*arms.values(), strict=True):
