@@ -19,8 +19,8 @@ of pretraining):
     scratch                66.3    68.2    68.5
 
 Masked language modelling by position alone was worth half a point (69.9 against 69.4 % with 6.6 million tokens, both
-arms at 1e-3): mean pooling makes a bag of words of the scratch arm already, and what is learned first by position is syntax.
-The bag term of `objectives.mlm` teaches what a review is about.
+arms at 1e-3): mean pooling makes a bag of words of the scratch arm already, and what is learned first by position is
+syntax. The bag term of `objectives.mlm` teaches what a review is about.
 """
 
 import ml_collections
