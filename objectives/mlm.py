@@ -119,8 +119,7 @@ def mlm(
         return dict(prediction=p_BLV.argmax(-1).astype(jnp.int32), probability=p_BLV.max(-1))
 
     def init(key: Array) -> dict:
-        own, bag_key = jax.random.split(key)
-        return head.init(own) | ({"bag": whole.init(bag_key)} if bag else {})
+        return head.init(key) | ({"bag": whole.init(key)} if bag else {})  # the bag's are zeros
 
     axes = head.axes | ({"bag": whole.axes} if bag else {})
     return Objective(name, loss, predict, init, axes, corrupt)

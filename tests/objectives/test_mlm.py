@@ -147,9 +147,8 @@ def test_bag_against_a_loop(bb, vocab, packed):
     objective = mlm(bb, vocab, rate=0.4, bag=3.0)
     params = params_of(bb, objective)
     batch = corrupt(objective, packed)
-    encode = partial(bb.encode, params["backbone"])
     sums = jax.jit(lambda p, b: objective.loss(p, partial(bb.encode, p["backbone"]), b, None, 0))(params, batch)
-    hidden, bag = np.asarray(jax.jit(encode)(batch).hidden, np.float64), params["mlm"]["bag"]
+    hidden, bag = np.asarray(jax.jit(bb.encode)(params["backbone"], batch).hidden, np.float64), params["mlm"]["bag"]
     chosen, total = chosen_of(batch), 0.0
     for b, s in zip(*np.nonzero(packed["example"].any(-1)), strict=True):
         mine = packed["segments"][b] == s + 1
