@@ -31,9 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
         schedule=dict(factory="train.schedule:linear", peak=4e-3, warmup=0.05),
         batch=16,
-        steps=4000,
+        steps=2500,
         save_every=1000,
-        eval_every=4000,
+        eval_every=2500,
         log_every=100,
     )
     return config
