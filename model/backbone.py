@@ -91,14 +91,16 @@ def backbone(
       >>> bert = backbone(sized("tiny", V=30522))
       >>> hidden_BLD = bert.encode(bert.init(jax.random.key(0)), batch).hidden
     """
-    example: Any = dict(
-        tokens=jnp.zeros((1, 2), int), segments=jnp.ones((1, 2), int), positions=jnp.zeros((1, 2), int),
-        types=jnp.zeros((1, 2), int), example=jnp.zeros((1, 1, 2), jnp.uint32),
-    )  # fmt: skip
-    x = jnp.zeros((1, 2, cfg.D), cfg.dtype)
-    ids = jnp.zeros((1, 2), jnp.uint32)
+    # shapes alone: each operation on a device would be a program to compile
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
+    example: Any = {
+        name: jax.ShapeDtypeStruct((1, 2), jnp.int32) for name in ("tokens", "segments", "positions", "types")
+    }
+    example["example"] = jax.ShapeDtypeStruct((1, 1, 2), jnp.uint32)
+    x = jax.ShapeDtypeStruct((1, 2, cfg.D), cfg.dtype)
+    view = jax.eval_shape(partial(attention.view, window=None, theta=None, H=cfg.H), example, ids)
     embed = parts.part(parts.Embedding(cfg, constrain), example)
-    block = parts.part(Block(cfg), x, attention.view(example, ids, window=None, theta=None, H=cfg.H), ids, None)
+    block = parts.part(Block(cfg), x, view, ids, None)
     layers = parts.stacked(block, cfg.layers)
     final = parts.part(parts.Norm(cfg), x) if cfg.norm_at == "pre" else None
     owned = {"embed": embed, "layers": layers} | ({"norm": final} if final else {})

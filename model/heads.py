@@ -40,7 +40,7 @@ def mlm_head(cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = 
     """
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap={softcap} must be positive, or None for no cap")
-    x = jnp.zeros((1, 1, cfg.D), cfg.dtype)
+    x = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype)
     return parts.part(_MlmHead(cfg, tied, softcap), x, jax.ShapeDtypeStruct((cfg.V, cfg.D), cfg.param_dtype))
 
 
@@ -66,7 +66,7 @@ def bag_head(cfg: BackboneConfig) -> Part:
     `apply(params, hidden [B, L, D], batch) -> log-probabilities [B, S, V]`. The mean of n states is multiplied by
     sqrt(n): as n grows what is particular to a text would vanish beside what all share, and be learned slowly.
     """
-    head = parts.part(_BagHead(cfg), jnp.zeros((1, 1, cfg.D), cfg.dtype))
+    head = parts.part(_BagHead(cfg), jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype))
 
     def apply(params, hidden_BLD: Array, batch: Batch) -> Array:
         return head.apply(params, pool(hidden_BLD, batch, "root"))
@@ -98,7 +98,7 @@ def pooled_head(cfg: BackboneConfig, outputs: int, *, pooling: str = "first", dr
     """
     if pooling not in POOLS:
         raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLS)}")
-    x, ids = jnp.zeros((1, 1, cfg.D), cfg.dtype), jnp.zeros((1, 1), jnp.uint32)
+    x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
     head = parts.part(_PooledHead(cfg, outputs, dropout), x, ids, None)
 
     def apply(params, hidden_BLD: Array, batch: Batch, key: Array | None = None) -> Array:

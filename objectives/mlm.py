@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops, random
 from model.heads import bag_head, mlm_head
@@ -65,8 +66,8 @@ def mlm(
     head = mlm_head(backbone.config, tied=tied, softcap=softcap)
     whole = bag_head(backbone.config)
     how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span)
-    ordinary_V = jnp.ones(vocab.size, bool).at[jnp.array(vocab.special)].set(False)
-    ordinary_ids = jnp.nonzero(ordinary_V, size=vocab.size - len(vocab.special))[0]
+    ordinary = ~np.isin(np.arange(vocab.size), vocab.special)  # on the host: each operation on a device is a program
+    ordinary_V, ordinary_ids = jnp.asarray(ordinary), jnp.asarray(np.nonzero(ordinary)[0].astype(np.int32))
     word_starts_V = jnp.asarray(vocab.word_starts)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
