@@ -1,8 +1,11 @@
 """A small backbone on 51 MB of Wikipedia, in minutes on two cores: something to finetune where there is no accelerator.
 
     python -m train --config=configs/pretrain_wiki.py --workdir=runs/wiki
-    python -m train --workdir=runs/sst2 --config='configs/finetune_classification.py:from=runs/wiki,\\
-      train=SST-2/train.tsv,dev=SST-2/dev.tsv,text=sentence,length=64'
+    python -m train --workdir=runs/sst2 --config.finetune.epochs=1 --config.finetune.schedule.peak=1e-3 \\
+      --config='configs/finetune_classification.py:from=runs/wiki,train=train.tsv.gz,dev=dev.tsv,text=sentence,length=64'
+
+The second command, on the files of SST-2 (67,349 and 872 sentences), gave 82.5 % on dev after one epoch (82.3 % at step
+1,500 of 2,105), one seed, the learning rate not tuned.
 
 `$ROOTSTOCK_DATA` names a folder with `pretrain/wiki_train.jsonl.gz` and `pretrain/wiki_valid.jsonl.gz` (field `text`).
 """
