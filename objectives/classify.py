@@ -20,8 +20,8 @@ def classify(
 ) -> Objective:
     """Cross-entropy over `classes` on the pooled segment (Devlin et al. 2018, section 4.1).
 
-    The batch's `labels` are int [B, S]. `pooling` is "first" (the segment's first token) or "mean"; `dropout` is on
-    the pooled vector. `predict` gives `prediction` int32 [B, S] and `probabilities` [B, S, classes].
+    The batch's `labels` are int [B, S]. `pooling` is one of `model.heads.pool`; `dropout` is on the pooled vector.
+    `predict` gives `prediction` int32 [B, S] and `probabilities` [B, S, classes].
     Raises ValueError for fewer than two classes or an unknown pooling.
     """
     if classes < 2:

@@ -33,7 +33,6 @@ class Case(NamedTuple):
     make: Callable
     backbone: dict = BERT
     frozen: tuple[str, ...] = ()
-    packing: bool = True  # objectives that pair segments of a row are exempt
 
 
 CASES = {
@@ -106,8 +105,6 @@ def reference(alone, vocab):
 
 
 def check(name, cell, dtype, reference, alone, packed, vocab):
-    if cell.packed and not CASES[name].packing:
-        pytest.skip("this objective pairs the segments of a row")
     grads, report, tokens = reference(name)
     with jax.enable_x64(dtype == "float64"):
         other_grads, other_report, other_tokens = run(CASES[name], cell, dtype, packed if cell.packed else alone, vocab)
