@@ -17,7 +17,7 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  { [ -x $(PY) ] || uv venv -q --python $(PYTHON) .venv; } && \
-	  uv pip install -q --python $(PY) -c constraints.txt -e '.[$(EXTRAS)]'; \
+	  uv pip install -q --compile-bytecode --python $(PY) -c constraints.txt -e '.[$(EXTRAS)]'; \
 	else \
 	  { [ -x $(PY) ] || $(PYTHON) -m venv .venv; } && \
 	  $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'; \

@@ -160,6 +160,7 @@ def _stack(cfg: BackboneConfig, run: Callable, x: Array, params: Params) -> tupl
     kinds: dict[str, Callable] = {k: partial(run, k) for k in cfg.pattern}
     if cfg.remat != "none":
         kinds = {k: jax.checkpoint(f, policy=policies[cfg.remat]) for k, f in kinds.items()}
+    kinds = {k: jax.jit(f, inline=True) for k, f in kinds.items()}  # traced once, whatever the number of layers
     period = len(cfg.pattern)
     scanned = cfg.layers // period * period if cfg.scan else 0
     captured = []

@@ -46,7 +46,7 @@ def part(module: nn.Module, *example: Any) -> Part:
     def is_box(x):
         return isinstance(x, Named)
 
-    axes = jax.tree.map(lambda box: box.names, jax.eval_shape(boxed, jax.random.key(0)), is_leaf=is_box)
+    axes = jax.tree.map(lambda box: box.names, jax.eval_shape(lambda: boxed(jax.random.key(0))), is_leaf=is_box)
     return Part(
         init=lambda key: nn.meta.unbox(boxed(key)),
         axes=axes,
@@ -103,8 +103,8 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        cfg = self.cfg
-        x = ops.wide(x)
+        cfg, shape = self.cfg, x.shape
+        x = ops.wide(x.reshape(-1, *shape[2:]))  # in rows, as Linear reads them: what lies between is one array
         if cfg.norm == "layer":
             x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + cfg.eps)
@@ -113,7 +113,7 @@ class Norm(nn.Module):
         if cfg.norm == "layer" and cfg.bias:
             zeros = named(nn.initializers.zeros, (self.name_of_axis,))
             x = ops.add_bias(x, self.param("bias", zeros, x.shape[-1:], cfg.param_dtype).astype(x.dtype))
-        return x.astype(cfg.dtype)
+        return x.astype(cfg.dtype).reshape(shape)
 
 
 class Mlp(nn.Module):

@@ -12,38 +12,43 @@ search (https://nullprogram.com/blog/2018/07/31/), a handful of integer operatio
 
 import math
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.random import define_prng_impl
 
 Array = jax.Array
-_GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: successive multiples spread evenly
+# constants are numpy's: what is known while tracing is computed on the host, and is no program on a device
+_GOLDEN = np.uint32(0x9E3779B9)  # 2**32 / golden ratio: successive multiples spread evenly
+_START = np.uint32(0x243F6A88)
 
 
-def _mix(x: Array) -> Array:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+def _mix(x: Any) -> Any:
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
 def key(seed: int) -> Array:
     """The key of a run."""
-    return fold(jnp.uint32(0x243F6A88), seed)
+    return fold(_START, seed)
 
 
-def fold(key: Array, *data: Array | int | str) -> Array:
+def fold(key: Any, *data: Array | int | str) -> Array:
     """A new key from a key and what it is for: names of sites, a step, a layer, ids. Arrays broadcast."""
-    for d in data:
-        word = zlib.crc32(d.encode()) if isinstance(d, str) else d
-        word = jnp.uint32(word & 0xFFFFFFFF) if isinstance(word, int) else word.astype(jnp.uint32)
-        key = _mix(key + _mix(word * jnp.uint32(_GOLDEN) + jnp.uint32(1)))
+    with np.errstate(over="ignore"):  # modulo 2**32
+        for d in data:
+            word: Any = zlib.crc32(d.encode()) if isinstance(d, str) else d
+            word = np.uint32(word & 0xFFFFFFFF) if isinstance(word, int) else word.astype(jnp.uint32)
+            key = _mix(key + _mix(word * _GOLDEN + np.uint32(1)))
     return key
 
 
 def segments(row: dict) -> Array:
     """uint32 [..., S]: the identity of each packed segment, from `example` [..., S, 2]."""
-    return fold(jnp.uint32(0), row["example"][..., 0], row["example"][..., 1])
+    return fold(np.uint32(0), row["example"][..., 0], row["example"][..., 1])
 
 
 def tokens(row: dict) -> Array:
@@ -52,20 +57,25 @@ def tokens(row: dict) -> Array:
     return fold(jnp.take_along_axis(segments(row), index, axis=-1), row["positions"])
 
 
+def _draw(key: Array, ids: Array) -> Array:
+    """uint32, one for each id: what both hash to already needs no more than one mixing."""
+    return _mix(key + ids)
+
+
 def uniform(key: Array, ids: Array) -> Array:
     """float32 in [0, 1), one for each id."""
-    return (fold(key, ids) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+    return (_draw(key, ids) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
 
 
 def integers(key: Array, ids: Array, bound: int) -> Array:
     """int32 in [0, bound), one for each id; off uniform by at most bound / 2**32."""
-    return (fold(key, ids) % jnp.uint32(bound)).astype(jnp.int32)
+    return (_draw(key, ids) % np.uint32(bound)).astype(jnp.int32)
 
 
 def keep(key: Array, ids: Array, n: int, rate: float) -> Array:
     """bool [*ids, n]: which of a token's n channels dropout at `rate` keeps."""
-    channel = jax.lax.broadcasted_iota(jnp.uint32, (1,) * ids.ndim + (n,), ids.ndim) * jnp.uint32(_GOLDEN)
-    return _mix(fold(key, ids)[..., None] + channel) < jnp.uint32(int((1 - rate) * 2**32))
+    channel = jax.lax.broadcasted_iota(jnp.uint32, (1,) * ids.ndim + (n,), ids.ndim) * _GOLDEN
+    return _draw(_draw(key, ids)[..., None], channel) < np.uint32(int((1 - rate) * 2**32))
 
 
 def keep_pairs(key: Array, query_ids: Array, key_positions: Array, heads: int, rate: float) -> Array:
@@ -73,11 +83,9 @@ def keep_pairs(key: Array, query_ids: Array, key_positions: Array, heads: int, r
 
     query_ids uint32 [B, Q]; key_positions int32 [B, K], positions in the segment that query and key share.
     """
-    head = jax.lax.iota(jnp.uint32, heads)[None, :, None]
-    start = fold(key, query_ids[:, None, :], head)[..., None]
-    return _mix(start + key_positions[:, None, None, :].astype(jnp.uint32) * jnp.uint32(_GOLDEN)) < jnp.uint32(
-        int((1 - rate) * 2**32)
-    )
+    head = fold(key, jax.lax.iota(jnp.uint32, heads))[None, :, None]
+    channel = key_positions[:, None, None, :].astype(jnp.uint32) * _GOLDEN
+    return _draw(_draw(head, query_ids[:, None, :])[..., None], channel) < np.uint32(int((1 - rate) * 2**32))
 
 
 def dropout(x: Array, rate: float, key: Array | None, ids: Array) -> Array:
@@ -91,12 +99,12 @@ def dropout(x: Array, rate: float, key: Array | None, ids: Array) -> Array:
 
 def generator(seed: int) -> Array:
     """A key for `jax.random`'s functions (initializers) that draws by the same hash: small, quick to compile."""
-    return jax.random.key(seed, impl=_IMPL)
+    return jax.random.wrap_key_data(key(seed)[None], impl=_IMPL)
 
 
 def _bits(key_1: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
     n = math.prod(shape)
-    counter = jax.lax.iota(jnp.uint32, n).reshape(shape) * jnp.uint32(_GOLDEN)
+    counter = jax.lax.iota(jnp.uint32, n).reshape(shape) * _GOLDEN
     low = _mix(fold(key_1[0], "bits") + counter)
     if bit_width == 64:
         return low.astype(jnp.uint64) << 32 | _mix(fold(key_1[0], "high bits") + counter).astype(jnp.uint64)
@@ -105,7 +113,7 @@ def _bits(key_1: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
 
 _IMPL = define_prng_impl(
     key_shape=(1,),
-    seed=lambda seed: fold(jnp.uint32(0x243F6A88), seed)[None],
+    seed=lambda seed: fold(_START, seed)[None],
     split=lambda key, shape: fold(key[0], "split", jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape))[
         ..., None
     ],

@@ -36,7 +36,7 @@ def choose(
         return ordinary_L & (luck_L < rate), luck_L
     budget_S = rate * _count(segments_L, ordinary_L, row)
     budget_S = jnp.floor(budget_S + random.uniform(random.fold(key, "round"), random.segments(row)))
-    rank_L = _rank(segments_L, luck_L, ordinary_L, unit)
+    rank_L = _rank(segments_L, luck_L, ordinary_L)
     return ordinary_L & (rank_L < budget_S[jnp.maximum(segments_L - 1, 0)]), luck_L
 
 
@@ -55,21 +55,13 @@ def _unit_luck(key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, u
     return luck_L[first_L]
 
 
-def _rank(segments_L: Array, luck_L: Array, ordinary_L: Array, unit: str) -> Array:
-    """How many ordinary tokens of its segment precede a token's unit in luck, the unit's own counted but one."""
-    L = luck_L.size
-    luck_L = jnp.where(ordinary_L, luck_L, 2.0)
-    order_L = jnp.lexsort((luck_L, segments_L))
-    place_L = jnp.zeros(L, int).at[order_L].set(jnp.arange(L))
-    begin_L = jnp.searchsorted(segments_L[order_L], segments_L[order_L], side="left")
-    rank_L = place_L - jnp.zeros(L, int).at[order_L].set(begin_L)
-    if unit == "token":
-        return rank_L
-    # a unit is chosen whole or not at all: all its tokens have the rank of its last
-    sorted_luck, sorted_seg = luck_L[order_L], segments_L[order_L]
-    last = jnp.append((sorted_luck[1:] != sorted_luck[:-1]) | (sorted_seg[1:] != sorted_seg[:-1]), True)
-    end = jax.lax.cummin(jnp.where(last, jnp.arange(L), L), reverse=True)
-    return jnp.zeros(L, int).at[order_L].set(end - begin_L)
+def _rank(segments_L: Array, luck_L: Array, ordinary_L: Array) -> Array:
+    """How many ordinary tokens of its segment come before the last token of a token's unit, in order of luck.
+
+    A unit is thus chosen whole or not at all. By comparing all pairs, which is one fused loop; a sort is many.
+    """
+    before_LL = (luck_L[None] <= luck_L[:, None]) & (segments_L[None] == segments_L[:, None]) & ordinary_L[None]
+    return before_LL.sum(-1) - 1
 
 
 def _count(segments_L: Array, ordinary_L: Array, row: dict) -> Array:

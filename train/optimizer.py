@@ -121,9 +121,19 @@ def _by_shape(numbers: Any, rms: float) -> Transform:
 def _chain(clip: float | None, inner: Transform, decay: Transform, schedule: Callable, rates: tree.Rules) -> Transform:
     if clip is not None and clip <= 0:
         raise ValueError(f"clip={clip} must be positive, or None for no clipping")
-    first = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    first = [] if clip is None else [_clip(clip)]
     last = [_rates(rates)] if rates else []
     return optax.chain(*first, inner, decay, optax.scale_by_learning_rate(schedule), *last)
+
+
+def _clip(limit: float) -> Transform:
+    """The gradient times min(1, limit / its global norm). By one factor, unlike optax's: a product costs no pass."""
+
+    def update(updates, params=None):
+        factor = limit / jnp.maximum(optax.tree.norm(updates), limit)
+        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
+
+    return optax.stateless(update)
 
 
 def _decay(rate: float, no_decay: Sequence[str]) -> Transform:
