@@ -9,9 +9,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_cpu_collective_call_warn_stuck_timeout_seconds=30"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
-# XLA's CPU devices start collectives that do not depend on each other in any order, and each that waits holds a thread:
-# in a pool of as many threads as cores, seven devices were seen to wait in one all-reduce while the eighth waited in
-# an all-gather. With threads enough all of them are begun, and the wait ends.
+# see train.sharding; here, since a test may make the devices before any mesh
 os.environ.setdefault("NPROC", "64")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 

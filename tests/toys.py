@@ -140,8 +140,8 @@ def config_of(folder: Path, **pretrain) -> dict:
         ) | pretrain,
         finetune=dict(
             objective=dict(factory="objectives.classify:classify", classes=2, pooling="mean"),
-            data=part(0.0, 0.8), evals=dict(dev=part(0.8, 1.0)), eval_every=4, best="dev/accuracy",
-            schedule=dict(factory="train.schedule:constant", peak=1e-2), epochs=1, carry=dict(stage="pretrain"),
+            data=part(0.0, 0.8), evals=dict(dev=part(0.8, 1.0)), eval_every=20, best="dev/accuracy",
+            schedule=dict(factory="train.schedule:constant", peak=3e-3), epochs=3, carry=dict(stage="pretrain"),
             **common,
         ),
     )  # fmt: skip

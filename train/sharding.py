@@ -4,6 +4,7 @@
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def parse(text: str) -> dict[str, int]:
 
 def make_mesh(shape: dict[str, int], devices: list | None = None) -> Mesh:
     """A mesh over all devices. One axis may be -1: what the others leave."""
-    devices = jax.devices() if devices is None else devices
+    devices = _devices() if devices is None else devices
     known = math.prod(n for n in shape.values() if n != -1)
     if list(shape.values()).count(-1) == 1 and len(devices) % known == 0:
         shape = {name: len(devices) // known if n == -1 else n for name, n in shape.items()}
@@ -62,6 +63,15 @@ def make_mesh(shape: dict[str, int], devices: list | None = None) -> Mesh:
     # Auto: under the default, Explicit, a sharding constraint is an assertion
     types = (AxisType.Auto,) * len(shape)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=types, devices=devices)
+
+
+def _devices() -> list:
+    # Simulated devices start collectives that do not depend on each other in any order, and each that waits holds a
+    # thread. In XLA's pool of as many threads as cores, seven devices were seen to wait in one all-reduce while the
+    # eighth waited in an all-gather, for ever. With threads enough all of them are begun, and the wait ends.
+    if jax.config.values["jax_num_cpu_devices"] > 1:
+        os.environ.setdefault("NPROC", "64")  # read when the devices are made
+    return jax.devices()
 
 
 def abstract_mesh(shape: dict[str, int]) -> AbstractMesh:
