@@ -24,17 +24,15 @@ class Attention(nn.Module):
     def __call__(self, x_BLD: Array, view: attention.View, key: Array | None) -> tuple[Array, Array]:
         cfg = self.cfg
         D, N, H = cfg.D, cfg.heads, cfg.H
-        qkv = parts.Linear(
-            cfg, "RD,DKNH->RKNH", (D, 3, N, H), ("embed", "parts", "heads", "head"), 3, name="qkv"
-        )(x_BLD)  # fmt: skip
-        q_BLNH, k_BLNH, v_BLNH = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        qkv = parts.Linear(cfg, (D, N, 3, H), ("embed", "heads", "parts", "head"), 3, name="qkv")(x_BLD)
+        q_BLNH, k_BLNH, v_BLNH = (x.squeeze(3) for x in jnp.split(qkv, 3, axis=3))
         if cfg.qk_norm:
             q_BLNH = parts.Norm(cfg, "head", name="q_norm")(q_BLNH)
             k_BLNH = parts.Norm(cfg, "head", name="k_norm")(k_BLNH)
         site = None if key is None else random.fold(key, "attention")
         out, probs = attention.attend(q_BLNH, k_BLNH, v_BLNH, view, rate=cfg.attention_dropout, key=site)
         names = ("heads", "head", "embed")
-        return parts.Linear(cfg, "RNH,NHD->RD", (N, H, D), names, 1, residual=True, name="out")(out), probs
+        return parts.Linear(cfg, (N, H, D), names, 1, residual=True, name="out")(out), probs
 
 
 def _pre(x: Array, norm: Callable, branch: Callable) -> Array:

@@ -19,7 +19,7 @@ class _MlmHead(nn.Module):
     def __call__(self, x_BPD: Array, tokens_VD: Array) -> Array:
         cfg = self.cfg
         B, P, D = x_BPD.shape
-        x_BPD = parts.Linear(cfg, "RD,DE->RE", (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="transform")(x_BPD)
+        x_BPD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="transform")(x_BPD)
         x_BPD = parts.Norm(cfg, name="norm")(jax.nn.gelu(x_BPD, approximate=False))
         if not self.tied:
             tokens_VD = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.D), cfg.param_dtype)
@@ -82,11 +82,11 @@ class _PooledHead(nn.Module):
     @nn.compact
     def __call__(self, pooled_BSD: Array, ids_BS: Array, key: Array | None) -> Array:
         cfg, C = self.cfg, self.outputs
-        x_BSD = parts.Linear(cfg, "RD,DE->RE", (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="pooler")(pooled_BSD)
+        x_BSD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="pooler")(pooled_BSD)
         x_BSD = jnp.tanh(x_BSD)
         site = None if key is None else random.fold(key, "pooled")
         x_BSD = random.dropout(x_BSD, self.dropout, site, ids_BS)
-        logits_BSC = parts.Linear(cfg, "RD,DC->RC", (cfg.D, C), ("embed", "classes"), 1, name="out")(x_BSD)
+        logits_BSC = parts.Linear(cfg, (cfg.D, C), ("embed", "classes"), 1, name="out")(x_BSD)
         return ops.wide(logits_BSC)
 
 

@@ -3,6 +3,7 @@
 Shapes: B rows, L tokens, D width, N heads, H channels of a head, F feed-forward width, K parts of a fused kernel.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,10 +72,13 @@ def kernel(cfg: BackboneConfig, *names: str, scale: float = 1.0):
 
 
 class Linear(nn.Module):
-    """`einsum(spec, x, kernel) + bias`, the kernel's trailing `out` axes being the bias's."""
+    """x [B, L, *in] times a kernel [*in, *out], plus a bias: the kernel's last `out` axes are the result's.
+
+    The product is one of two matrices, whose gradient XLA makes without transposed copies. So that merged axes can be
+    split over a mesh, the axis that is split comes first among `in`, and first among `out`.
+    """
 
     cfg: BackboneConfig
-    spec: str
     shape: tuple[int, ...]
     names: tuple[str, ...]
     out: int
@@ -82,16 +86,15 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        cfg = self.cfg
+        cfg, out = self.cfg, self.shape[-self.out :]
         factor = (2 * cfg.layers) ** -0.5 if self.residual and cfg.residual_init else 1.0
         w = self.param("kernel", kernel(cfg, *self.names, scale=factor), self.shape, cfg.param_dtype)
-        # rows flattened: contracting one axis, not two, spares XLA on CPUs a transposed copy of the gradient
-        rows = jnp.einsum(self.spec, x.reshape(-1, *x.shape[2:]), w.astype(cfg.dtype))
-        y = rows.reshape(*x.shape[:2], *rows.shape[1:])
+        w = w.astype(cfg.dtype).reshape(-1, math.prod(out))
+        y = jnp.dot(x.reshape(-1, w.shape[0]), w).reshape(*x.shape[:2], *out)
         if not cfg.bias:
             return y
         zeros = named(nn.initializers.zeros, self.names[-self.out :])
-        bias = self.param("bias", zeros, self.shape[-self.out :], cfg.param_dtype)
+        bias = self.param("bias", zeros, out, cfg.param_dtype)
         return ops.add_bias(y, bias.astype(cfg.dtype))
 
 
@@ -103,8 +106,8 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        cfg, shape = self.cfg, x.shape
-        x = ops.wide(x.reshape(-1, *shape[2:]))  # in rows, as Linear reads them: what lies between is one array
+        cfg = self.cfg
+        x = ops.wide(x)
         if cfg.norm == "layer":
             x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + cfg.eps)
@@ -113,7 +116,7 @@ class Norm(nn.Module):
         if cfg.norm == "layer" and cfg.bias:
             zeros = named(nn.initializers.zeros, (self.name_of_axis,))
             x = ops.add_bias(x, self.param("bias", zeros, x.shape[-1:], cfg.param_dtype).astype(x.dtype))
-        return x.astype(cfg.dtype).reshape(shape)
+        return x.astype(cfg.dtype)
 
 
 class Mlp(nn.Module):
@@ -124,22 +127,23 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         D, F = self.cfg.D, self.cfg.F
-        h_BLF = Linear(self.cfg, "RD,DF->RF", (D, F), ("embed", "mlp"), 1, name="wi")(x_BLD)
+        h_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="wi")(x_BLD)
         h_BLF = jax.nn.gelu(h_BLF, approximate=False)
-        return Linear(self.cfg, "RF,FD->RD", (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
+        return Linear(self.cfg, (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
 
 
 class GatedMlp(nn.Module):
-    """GEGLU: one half of the first map, through a GELU, gates the other."""
+    """GEGLU: a second map of the input, through a GELU, gates the first (https://arxiv.org/abs/2002.05202)."""
 
     cfg: BackboneConfig
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         D, F = self.cfg.D, self.cfg.F
-        h_BLKF = Linear(self.cfg, "RD,DKF->RKF", (D, 2, F), ("embed", "parts", "mlp"), 2, name="wi")(x_BLD)
-        h_BLF = jax.nn.gelu(h_BLKF[:, :, 0], approximate=False) * h_BLKF[:, :, 1]
-        return Linear(self.cfg, "RF,FD->RD", (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
+        gate_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="gate")(x_BLD)
+        h_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="wi")(x_BLD)
+        h_BLF = jax.nn.gelu(gate_BLF, approximate=False) * h_BLF
+        return Linear(self.cfg, (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
 
 
 AXES = {"tokens": "vocab", "positions": "positions", "types": "types"}  # of the embedding's tables, by row

@@ -83,8 +83,8 @@ def test_rates_by_path_and_layer(toy):
 def test_muon_orthogonalises_the_layers_kernels(toy):
     axes, params, _ = toy
     numbers = tree.leaves(optimizer.tree_of_matrices(axes), is_leaf=lambda x: x is None or hasattr(x, "reduction_axis"))
-    # stacked qkv [layers, D, 3, N, H] reads D and writes N x H; the map back [layers, N, H, D] the other way round
-    assert numbers["backbone/layers/attention/qkv/kernel"] == optax.contrib.MuonDimensionNumbers((1,), (3, 4))
+    # stacked qkv [layers, D, N, 3, H] reads D and writes N x H; the map back [layers, N, H, D] the other way round
+    assert numbers["backbone/layers/attention/qkv/kernel"] == optax.contrib.MuonDimensionNumbers((1,), (2, 4))
     assert numbers["backbone/layers/attention/out/kernel"] == optax.contrib.MuonDimensionNumbers((1, 2), (3,))
     assert numbers["backbone/layers/mlp/wo/kernel"] == optax.contrib.MuonDimensionNumbers((1,), (2,))
     assert numbers["backbone/embed/tokens"] is None
