@@ -12,7 +12,7 @@ It took 9.8 minutes, 3,000 steps (6.1 million tokens) at 9 to 20 thousand tokens
 pretrained arm is at 73.7 % (73.2, 73.3, 74.5), in 6.4 minutes.
 
 The learning rate of each arm is the best on dev of one grid (accuracy on 1,000 dev reviews, one seed, after 2,300 steps
-of pretraining):
+of pretraining, before masks were drawn as they are now):
 
                    1e-4    3e-4    1e-3    3e-3
     pretrained     70.0    73.1    75.1    75.9

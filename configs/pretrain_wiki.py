@@ -5,7 +5,8 @@
       --config='configs/finetune_classification.py:from=runs/wiki,train=train.tsv.gz,dev=dev.tsv,text=sentence,length=64'
 
 The second command, on the files of SST-2 (67,349 and 872 sentences), gave 82.5 % on dev after one epoch (82.3 % at step
-1,500 of 2,105), one seed, the learning rate not tuned.
+1,500 of 2,105), one seed, the learning rate not tuned. That was before masks were drawn as they are now, and
+GEGLU's kernels kept; it has not been run again.
 
 `$ROOTSTOCK_DATA` names a folder with `pretrain/wiki_train.jsonl.gz` and `pretrain/wiki_valid.jsonl.gz` (field `text`).
 """
