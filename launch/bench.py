@@ -1,89 +1,85 @@
 """Times the pretraining step at BERT's sizes: everything that a real step does, on random ids."""
 
 import argparse
+import gc
 import json
 import os
 import resource
 import statistics
 import sys
 import time
-from functools import partial
+from typing import Any
 
 STARTED = time.perf_counter()
 SIZES = {"tiny": 32, "mini": 32, "small": 16, "base": 8}  # rows a batch
 
 
-def prepare(size: str, batch: int, length: int, dtype: str, vocab_size: int):
-    """(step, state, batches, key, count, facts): the jitted step as `train.loop` makes it; `count` counts its FLOPs."""
+def stage_of(size: str, batch: int, length: int, dtype: str, vocab_size: int) -> Any:
+    """A Stage of masked language modelling on random ids, over all the devices there are."""
     import jax
     import numpy as np
 
-    from model import random
     from model.backbone import backbone
     from model.config import sized
     from objectives.mlm import mlm
     from objectives.types import Vocab
-    from train import flops, optimizer, schedule
+    from train import build, optimizer, schedule, sharding
     from train import step as training
-    from train.state import TrainState
+    from train.stage import Stage
 
-    special = tuple(range(5))
-    vocab = Vocab(vocab_size, 0, 1, 2, 3, 4, special, np.ones(vocab_size, bool), "random")
-    bb = backbone(sized(size, V=vocab_size, max_length=max(512, length), dtype=dtype))
+    vocab = Vocab(vocab_size, 0, 1, 2, 3, 4, tuple(range(5)), np.ones(vocab_size, bool), "random")
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    config = sized(size, V=vocab_size, max_length=max(512, length), dtype=dtype)
+    bb = backbone(config, sharding.constrainer(mesh))
     objective = mlm(bb, vocab)
-    axes = training.axes(bb, objective)
-    transform = optimizer.adamw(axes, schedule.linear(100_000, peak=1e-4))
-
-    def fresh(key):
-        params = training.init(key, backbone=bb, objective=objective)
-        return TrainState(jax.numpy.int32(0), params, transform.init(params))
-
-    state = jax.jit(fresh)(random.generator(0))
-    learned = jax.tree.map(lambda _: True, state.params)
+    rates = schedule.linear(100_000, peak=1e-4)
     rng = np.random.default_rng(0)
-
-    def rows(n):
-        return dict(
-            tokens=rng.integers(1000, vocab_size, (batch, length), np.int32),
-            segments=np.ones((batch, length), np.int32),
-            positions=np.tile(np.arange(length, dtype=np.int32), (batch, 1)),
-            example=np.stack([np.zeros(batch), np.arange(batch) + n * batch], -1).astype(np.uint32)[:, None],
-        )
-
-    batches = [rows(n) for n in range(4)]
-
-    def one(state, batch, key):
-        return training.step(
-            state, batch, key, backbone=bb, objective=objective, optimizer=transform, learned=learned
-        )  # fmt: skip
-
-    step = jax.jit(one, donate_argnums=0)
-    key = random.key(0)
-    params = jax.eval_shape(lambda: state.params)
-    count = partial(flops.of_loss, bb, objective, params, batches[0])
-    facts = dict(
-        size=size, batch=batch, length=length, dtype=dtype, device=jax.devices()[0].device_kind, jax=jax.__version__,
-        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+    n = 4 * batch
+    rows = dict(
+        tokens=rng.integers(1000, vocab_size, (n, length), np.int32),
+        segments=np.ones((n, length), np.int32),
+        positions=np.tile(np.arange(length, dtype=np.int32), (n, 1)),
+        example=np.stack([np.zeros(n), np.arange(n)], -1).astype(np.uint32)[:, None],
+    )
+    return Stage(
+        name="bench", backbone=bb, objective=objective, vocab=vocab, rows=rows, batch=batch, steps=10**9,
+        optimizer=optimizer.adamw(training.axes(bb, objective), rates), schedule=rates,
+        learned=jax.tree.map(lambda _: True, build.shapes(bb, objective)), mesh=mesh,
     )  # fmt: skip
-    return step, state, batches, key, count, facts
 
 
 class Bench:
-    """A step that can be taken again and again, with the facts of its first."""
+    """A step that can be taken again and again, begun as `train.loop.fit` begins it, with the facts of its first."""
 
     def __init__(self, size: str, batch: int, length: int, dtype: str, vocab: int, started: float):
         import jax
 
-        step, self.state, self.batches, self.key, count, self.facts = prepare(size, batch, length, dtype, vocab)
-        begun = time.perf_counter()
-        self.compiled = step.lower(self.state, self.batches[0], self.key).compile()
-        self.facts["compile_s"] = round(time.perf_counter() - begun, 2)
-        self.n = 0
+        from model import random
+        from train import loop, sharding
+        from train.data.loader import Loader, prefetch
+
+        stage = stage_of(size, batch, length, dtype, vocab)
+        like = loop.shapes(stage)
+        lowered = loop.lowered_step(stage, like, loop.batch_shapes(stage))
+
+        def compiled():
+            begun = time.perf_counter()
+            return lowered.compile(), round(time.perf_counter() - begun, 2)
+
+        compiling = loop.in_background(compiled)
+        self.state = loop.first_state(stage, like)
+        self.batches = prefetch(Loader(stage.rows, batch), 0, stage.steps, sharding.rows(stage.mesh))
+        self.key = random.key(stage.seed)
+        self.compiled, compile_s = compiling.result()
         self.take()
-        self.facts["first_s"] = round(time.perf_counter() - started, 2)
-        self.facts["gflop_step"] = round(count() / 1e9, 2)
         stats = jax.devices()[0].memory_stats() or {}
-        self.facts["temporary_gb"] = round(self.compiled.memory_analysis().temp_size_in_bytes / 2**30, 3)
+        self.facts = dict(
+            size=size, batch=batch, length=length, dtype=dtype, device=jax.devices()[0].device_kind,
+            devices=stage.mesh.size, jax=jax.__version__, parameters=sum(x.size for x in jax.tree.leaves(like.params)),
+            compile_s=compile_s,
+            first_s=round(time.perf_counter() - started, 2), gflop_step=round(loop.flops_a_step(stage, like) / 1e9, 2),
+            temporary_gb=round(self.compiled.memory_analysis().temp_size_in_bytes / 2**30, 3),
+        )  # fmt: skip
         if "peak_bytes_in_use" in stats:
             self.facts["device_gb"] = round(stats["peak_bytes_in_use"] / 2**30, 2)
 
@@ -92,9 +88,9 @@ class Bench:
         import jax
 
         begun = time.perf_counter()
-        self.state, sums = self.compiled(self.state, self.batches[self.n % 4], self.key)
+        _, batch = next(self.batches)
+        self.state, sums = self.compiled(self.state, batch, self.key)
         jax.block_until_ready((self.state, sums))
-        self.n += 1
         return time.perf_counter() - begun
 
     def finish(self, seconds: list[float]) -> dict:
@@ -106,7 +102,7 @@ class Bench:
             self.facts["tokens_s"] = round(self.facts["batch"] * self.facts["length"] / median)
             self.facts["gflop_s"] = round(self.facts["gflop_step"] / median, 1)
             if peak := flops.peak(self.facts["device"], self.facts["dtype"]):
-                self.facts["fraction_of_peak"] = round(self.facts["gflop_s"] * 1e9 / peak, 3)
+                self.facts["fraction_of_peak"] = round(self.facts["gflop_s"] * 1e9 / peak / self.facts["devices"], 3)
         self.facts["rss_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
         return self.facts
 
@@ -140,6 +136,7 @@ def main() -> None:
     add("--out", help="write the table as JSON to this file")
     add("--serve", action="store_true", help="step on every line `s` of standard input, print facts on `q`")
     args = parser.parse_args()
+    gc.set_threshold(100_000)  # as train.command has it
     table = []
     started = STARTED
     for size in args.size.split(","):

@@ -83,7 +83,7 @@ def plan(config: Any, name: str, mesh: str | None = None, memory: str | None = N
         notes.append(f"epochs={made.epochs}: the number of steps depends on the data")
     out: dict[str, Any] = {"stage": name, "mesh": shape, "notes": notes, "leaves": leaves, "totals": totals}
     if memory is not None:
-        out["memory"] = _compiled(stage, state, axes, batch) | {"topology": memory}
+        out["memory"] = _compiled(stage, batch) | {"topology": memory}
     return out
 
 
@@ -165,16 +165,14 @@ def _topology(memory: str) -> list:
         raise ValueError(f"--memory={memory}: libtpu knows no such topology ({str(error).splitlines()[0]})") from None
 
 
-def _compiled(stage: Any, state: Any, axes: Any, batch: dict) -> dict[str, Any]:
+def _compiled(stage: Any, batch: dict) -> dict[str, Any]:
     """Bytes a device that the compiler says the step takes. Raises ValueError where they do not fit."""
     import jax
 
-    from train import loop, sharding
+    from train import loop
 
-    placed = sharding.state_shardings(state, axes, stage.mesh)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
     try:
-        found = loop.compiled_step(stage, like, batch).memory_analysis()
+        found = loop.lowered_step(stage, loop.shapes(stage), batch).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

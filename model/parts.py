@@ -5,13 +5,14 @@ Shapes: B rows, L tokens, D width, N heads, H channels of a head, F feed-forward
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model import ops
+from model import ops, random
 from model.config import BackboneConfig
 
 Array = jax.Array
@@ -40,6 +41,7 @@ def named(init: Callable, names: tuple[str, ...]) -> Callable:
 def part(module: nn.Module, *example: Any) -> Part:
     """Unboxes a linen module. `example` are arguments, or their shapes, that it can be called with."""
 
+    @partial(jax.jit, inline=True)  # traced once, for the axes and for init
     def boxed(key):
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
         return module.init(key, *zeros).get("params", {})
@@ -47,7 +49,8 @@ def part(module: nn.Module, *example: Any) -> Part:
     def is_box(x):
         return isinstance(x, Named)
 
-    axes = jax.tree.map(lambda box: box.names, jax.eval_shape(lambda: boxed(jax.random.key(0))), is_leaf=is_box)
+    boxes = jax.eval_shape(boxed, jax.eval_shape(random.generator, 0))
+    axes = jax.tree.map(lambda box: box.names, boxes, is_leaf=is_box)
     return Part(
         init=lambda key: nn.meta.unbox(boxed(key)),
         axes=axes,

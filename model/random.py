@@ -26,9 +26,16 @@ _START = np.uint32(0x243F6A88)
 
 
 def _mix(x: Any) -> Any:
+    return _mix_traced(x) if isinstance(x, Array) else _mix_known(x)
+
+
+def _mix_known(x: Any) -> Any:
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
+
+
+_mix_traced = jax.jit(_mix_known, inline=True)  # traced once for each shape
 
 
 def key(seed: int) -> Array:

@@ -66,15 +66,15 @@ def mlm(
     head = mlm_head(backbone.config, tied=tied, softcap=softcap)
     whole = bag_head(backbone.config)
     how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span)
-    ordinary = ~np.isin(np.arange(vocab.size), vocab.special)  # on the host: each operation on a device is a program
-    ordinary_V, ordinary_ids = jnp.asarray(ordinary), jnp.asarray(np.nonzero(ordinary)[0].astype(np.int32))
-    word_starts_V = jnp.asarray(vocab.word_starts)
+    # on the host: to make one on a device is a program
+    ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)
+    ordinary_ids = np.nonzero(ordinary_V)[0].astype(np.int32)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         tokens_L, segments_L, ids_L = row["tokens"], row["segments"], random.tokens(row)
         key = random.fold(key, name)
-        ordinary_L = ordinary_V[tokens_L] & (segments_L > 0)
-        chosen_L, luck_L = choose(key, row, ordinary_L, word_starts_V, **how_chosen)
+        ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (segments_L > 0)
+        chosen_L, luck_L = choose(key, row, ordinary_L, jnp.asarray(vocab.word_starts), **how_chosen)
         if capacity is None:
             P = room(tokens_L.shape[0], row["example"].shape[0], **how_chosen)
         else:
@@ -84,7 +84,8 @@ def mlm(
         index_P = order_L[:P].astype(jnp.int32)
         weight_P = chosen_L[index_P].astype(jnp.float32)
         how_P = random.uniform(random.fold(key, "how"), ids_L[index_P])
-        other_P = ordinary_ids[random.integers(random.fold(key, "other"), ids_L[index_P], ordinary_ids.size)]
+        other_P = random.integers(random.fold(key, "other"), ids_L[index_P], ordinary_ids.size)
+        other_P = jnp.asarray(ordinary_ids)[other_P]
         target_P = tokens_L[index_P]
         new_P = jnp.where(how_P < mask, vocab.mask, jnp.where(how_P < mask + replace, other_P, target_P))
         tokens_L = tokens_L.at[index_P].set(jnp.where(weight_P > 0, new_P, target_P).astype(tokens_L.dtype))

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from model import random
 from model.backbone import backbone
 from model.config import BackboneConfig, sized
 from model.types import Backbone
@@ -265,7 +266,8 @@ def optimization(made: Spec, name: str, bb: Backbone, objective: Objective, step
 
 def shapes(bb: Backbone, objective: Objective) -> Any:
     """The shapes of a params tree, without making it."""
-    return jax.eval_shape(lambda key: training.init(key, backbone=bb, objective=objective), jax.random.key(0))
+    key = jax.eval_shape(random.generator, 0)
+    return jax.eval_shape(lambda key: training.init(key, backbone=bb, objective=objective), key)
 
 
 def _carry(made: Spec, name: str, workdir: Path) -> Carry | None:

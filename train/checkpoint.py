@@ -1,16 +1,21 @@
 """Checkpoints through Orbax: params as an item of their own, the rest of the state beside it, provenance as JSON."""
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from train.state import TrainState
 
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp  # else where it is used: a run's first step need not wait for the import
 
-def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
+
+def _manager(folder: Path, keep: int | None) -> "ocp.CheckpointManager":
+    import orbax.checkpoint as ocp
+
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     # named handlers: a manager that has saved nothing yet could not read an item's metadata without
     handlers = {
@@ -25,15 +30,20 @@ class Store:
     """The checkpoints of one stage in one folder. Saving is asynchronous: `close` waits for what is under way."""
 
     def __init__(self, folder: Path, keep: int | None):
-        self.folder = folder
-        self._manager = _manager(folder, keep)
+        self.folder, self.keep = folder, keep
+
+    @cached_property
+    def _manager(self) -> "ocp.CheckpointManager":
+        return _manager(self.folder, self.keep)
 
     def latest(self) -> int | None:
         """The number of the newest whole checkpoint, None where there is none."""
-        return self._manager.latest_step()
+        return max(steps_in(self.folder), default=None)
 
     def save(self, state: TrainState, step: int, provenance: dict) -> None:
         """Saves unless that step is there already."""
+        import orbax.checkpoint as ocp
+
         if step in self._manager.all_steps():
             return
         rest = {"step": state.step, "opt_state": state.opt_state}
@@ -46,23 +56,21 @@ class Store:
             ),
         )
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state at a step; `like` has its shapes, dtypes and shardings."""
-        rest = {"step": like.step, "opt_state": like.opt_state}
-        got = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(like.params), rest=ocp.args.StandardRestore(rest)
-            ),
-        )  # fmt: skip
-        return TrainState(got["rest"]["step"], got["params"], got["rest"]["opt_state"])
-
-    def provenance(self, step: int) -> dict:
-        return self._manager.restore(step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))["provenance"]
-
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if "_manager" in self.__dict__:
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+def restore(folder: Path, step: int, like: TrainState) -> TrainState:
+    """The state of a checkpoint; `like` has its shapes, dtypes and shardings."""
+    import orbax.checkpoint as ocp
+
+    rest = {"step": like.step, "opt_state": like.opt_state}
+    items = ocp.args.Composite(params=ocp.args.StandardRestore(like.params), rest=ocp.args.StandardRestore(rest))
+    with _manager(folder, None) as manager:
+        got = manager.restore(step, args=items)
+    return TrainState(got["rest"]["step"], got["params"], got["rest"]["opt_state"])
 
 
 def read_params(folder: Path, step: int | None = None) -> tuple[Any, dict, int]:
@@ -70,6 +78,8 @@ def read_params(folder: Path, step: int | None = None) -> tuple[Any, dict, int]:
 
     Raises ValueError where there is none.
     """
+    import orbax.checkpoint as ocp
+
     step = _step(folder, step)
     with _manager(folder, None) as manager:
         shapes = manager.item_metadata(step)["params"]
@@ -83,6 +93,8 @@ def read_params(folder: Path, step: int | None = None) -> tuple[Any, dict, int]:
 
 def read_provenance(folder: Path, step: int | None = None) -> dict:
     """What a checkpoint says of itself; raises ValueError where there is none."""
+    import orbax.checkpoint as ocp
+
     step = _step(folder, step)
     with _manager(folder, None) as manager:
         return manager.restore(step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))["provenance"]

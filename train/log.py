@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ class Log:
     twice, the later line being the one that counts.
     """
 
-    def __init__(self, folder: Path, stage: Stage, flops_a_step: int):
+    def __init__(self, folder: Path, stage: Stage, flops_a_step: Callable[[], int]):
         self.stage = stage
         self.writes = jax.process_index() == 0
         segments = stage.rows["segments"]
         self.tokens = stage.batch * segments.shape[1] * float((segments[:1024] > 0).mean())
         peak = flops.peak(stage.mesh.devices.flat[0].device_kind, stage.backbone.config.dtype)
         self.peak = peak and peak * stage.mesh.size
-        self.flops = flops_a_step
+        self.flops = flops_a_step() if self.peak else 0
         self.bar: Any = None
         if not self.writes:
             return

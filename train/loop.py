@@ -3,10 +3,11 @@
 import math
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,18 +42,21 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
         not fit.
       Stopped: the loss was not finite, or the process was asked to end (SIGTERM, SIGINT).
     """
+    like = shapes(stage)
     folder = workdir / stage.name
     store = checkpoint.Store(folder / "checkpoints", stage.keep)
     best = checkpoint.Store(folder / "best", 1) if stage.best else None
-    log = Log(folder, stage, _flops(stage))
+    log = Log(folder, stage, partial(flops_a_step, stage, like))
     try:
         with _ask_to_stop() as asked:
-            state, start, waited = _begin(stage, workdir, store, fork, log)
-            judge = Judge(stage, best, log, waited)
-            if start >= stage.steps or judge.patience_is_over():
-                log.say(f"{stage.name} is done: {start} of {stage.steps} steps")
-                return state
-            return _run(stage, state, start, store, judge, log, asked)
+            origin = _origin(stage, workdir, store, fork)
+            judge = Judge(stage, best, log, origin.waited)
+            if origin.step >= stage.steps or judge.patience_is_over():
+                log.say(f"{stage.name} is done: {origin.step} of {stage.steps} steps")
+                return _state(stage, like, origin, log)
+            compiling = in_background(lowered_step(stage, like, batch_shapes(stage)).compile)
+            state = _state(stage, like, origin, log)
+            return _run(stage, state, origin.step, compiling, store, judge, log, asked)
     finally:
         store.close()
         if best:
@@ -71,55 +75,82 @@ def fresh(stage: Stage) -> Callable[[jax.Array], TrainState]:
     return make
 
 
-def compiled_step(stage: Stage, state: Any, batch: Any) -> Any:
-    """The step, compiled once for these shapes and shardings. A batch of another shape is an error, not a recompile."""
+def shapes(stage: Stage) -> TrainState:
+    """The state without its numbers: shapes, dtypes and shardings."""
+    state = jax.eval_shape(fresh(stage), jax.eval_shape(random.generator, 0))
+    placed = sharding.state_shardings(state, training.axes(stage.backbone, stage.objective), stage.mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+
+
+def lowered_step(stage: Stage, like: TrainState, batch: Any) -> Any:
+    """The step for these shapes and shardings, to be compiled once: a batch of another shape is an error then."""
     one = partial(
         training.step, backbone=stage.backbone, objective=stage.objective, optimizer=stage.optimizer,
         learned=stage.learned, view=stage.view, microbatches=stage.microbatches,
         constrain=sharding.constrainer(stage.mesh),
     )  # fmt: skip
-    placed = jax.tree.map(lambda x: x.sharding, state)
     everywhere = jax.NamedSharding(stage.mesh, jax.P())
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.rows(stage.mesh)), batch)
-    jitted = jax.jit(one, donate_argnums=0, out_shardings=(placed, everywhere))
-    return jitted.lower(state, shapes, random.key(stage.seed)).compile()
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.rows(stage.mesh)), batch)
+    jitted = jax.jit(one, donate_argnums=0, out_shardings=(_placed(like), everywhere))
+    return jitted.lower(like, rows, random.key(stage.seed))
 
 
-def _begin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | None, log: Log) -> tuple:
-    """(state, its step, evaluations without a new best): resumed, forked, carried or fresh."""
-    key = random.generator(stage.seed)
-    shapes = jax.eval_shape(fresh(stage), key)
-    axes = training.axes(stage.backbone, stage.objective)
-    placed = sharding.state_shardings(shapes, axes, stage.mesh)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
-    waited = 0
+def first_state(stage: Stage, like: TrainState) -> TrainState:
+    """A fresh state, placed as `like`."""
+    return jax.jit(fresh(stage), out_shardings=_placed(like))(random.generator(stage.seed))
+
+
+def in_background(work: Callable[[], Any]) -> Future:
+    """Begins work that needs no Python, as a compilation, while the caller goes on."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
+
+
+class _Origin(NamedTuple):
+    """Where a stage's state comes from, and how far it is; `folder` is None for a fresh one."""
+
+    folder: Path | None
+    step: int
+    waited: int  # evaluations without a new best
+    says: str = ""
+
+
+def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | None) -> _Origin:
     latest = store.latest()
     if latest is not None:
-        origin = store.provenance(latest)
-        _check_same(stage, origin, workdir)
-        state, waited = store.restore(latest, like), origin["waited"]
-        log.say(f"resumed {stage.name} at step {latest}")
-    elif fork is not None and checkpoint.steps_in(fork / stage.name / "checkpoints"):
-        other = checkpoint.Store(fork / stage.name / "checkpoints", None)
-        latest = checkpoint.steps_in(other.folder)[-1]
-        state = other.restore(latest, like)
-        other.close()
-        log.say(f"forked {stage.name} from {fork} at step {latest}")
-    else:
-        state = jax.jit(fresh(stage), out_shardings=placed)(key)
-        if stage.carry:
-            state = _carried(stage, state, placed, log)
-    return state, int(state.step), waited
+        saved = checkpoint.read_provenance(store.folder, latest)
+        _check_same(stage, saved, workdir)
+        return _Origin(store.folder, latest, saved["waited"], f"resumed {stage.name} at step {latest}")
+    other = None if fork is None else fork / stage.name / "checkpoints"
+    if other is not None and (steps := checkpoint.steps_in(other)):
+        return _Origin(other, steps[-1], 0, f"forked {stage.name} from {fork} at step {steps[-1]}")
+    return _Origin(None, 0, 0)
 
 
-def _batch_shapes(stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
+def _state(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> TrainState:
+    """Restored, or fresh with what it carries."""
+    if origin.folder is not None:
+        state = checkpoint.restore(origin.folder, origin.step, like)
+        log.say(origin.says)
+        return state
+    state = first_state(stage, like)
+    return _carried(stage, state, log) if stage.carry else state
+
+
+def _placed(like: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: x.sharding, like)
+
+
+def batch_shapes(stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
     from train.data.loader import Loader
 
     row = Loader(stage.rows, 1, stage.seed).read(0)
     return {k: jax.ShapeDtypeStruct((stage.batch, *x.shape[1:]), x.dtype) for k, x in row.items()}
 
 
-def _carried(stage: Stage, state: TrainState, placed: TrainState, log: Log) -> TrainState:
+def _carried(stage: Stage, state: TrainState, log: Log) -> TrainState:
     assert stage.carry is not None
     restored, origin, step = checkpoint.read_params(stage.carry.folder)
     if origin["tokenizer"] != stage.vocab.fingerprint:
@@ -130,7 +161,7 @@ def _carried(stage: Stage, state: TrainState, placed: TrainState, log: Log) -> T
         )
     # on the host: a carry touches every leaf once, and must not compile a program for each
     params, report = carry.carry(restored, state.params, stage.carry.rules, stage.carry.resize)
-    params = jax.device_put(params, placed.params)
+    params = jax.device_put(params, _placed(state).params)
     log.say(f"carried from {stage.carry.folder} at step {step}:\n{carry.summary(report)}")
     return state._replace(params=params)
 
@@ -160,20 +191,19 @@ def _jsonable(x: Any) -> Any:
     return json.loads(json.dumps(x))
 
 
-def _flops(stage: Stage) -> int:
-    shapes = _batch_shapes(stage)
-    params = jax.eval_shape(fresh(stage), random.generator(0)).params
-    return flops.of_loss(stage.backbone, stage.objective, params, shapes, stage.view)
+def flops_a_step(stage: Stage, like: TrainState) -> int:
+    return flops.of_loss(stage.backbone, stage.objective, like.params, batch_shapes(stage), stage.view)
 
 
 def _run(
-    stage: Stage, state: TrainState, start: int, store: checkpoint.Store, judge: "Judge", log: Log, asked: "_Asked"
-) -> TrainState:
+    stage: Stage, state: TrainState, start: int, compiling: Future, store: checkpoint.Store, judge: "Judge", log: Log,
+    asked: "_Asked",
+) -> TrainState:  # fmt: skip
     from train.data.loader import Loader, prefetch
 
     loader = Loader(stage.rows, stage.batch, stage.seed)
     key = random.key(stage.seed)
-    run_step = compiled_step(stage, state, _batch_shapes(stage))
+    run_step = compiling.result()
     pending: list[tuple[int, Any]] = []  # (step, Sums on the device) not looked at yet
 
     def settle() -> None:
@@ -231,7 +261,9 @@ class Judge:
         self.stage, self.store, self.log, self.waited = stage, best, log, waited
         self.run = jax.jit(evaluate.evaluator(stage.backbone, stage.objective, stage.view))
         latest = best.latest() if best else None
-        self.top = best.provenance(latest)["score"] if best and latest is not None else -math.inf
+        self.top = -math.inf
+        if best and latest is not None:
+            self.top = checkpoint.read_provenance(best.folder, latest)["score"]
 
     def patience_is_over(self) -> bool:
         return self.stage.patience is not None and self.waited >= self.stage.patience

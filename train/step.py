@@ -55,6 +55,7 @@ def gradients(
     def whole(x):
         return constrain(x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), ("batch",))
 
+    @partial(jax.jit, inline=True)  # traced once for the two passes
     def outputs(learned_params, rows):
         viewed = view(tree.merge(learned_params, frozen_params, learned))
         return objective.loss(viewed, partial(backbone.encode, viewed["backbone"]), rows, key, step)
