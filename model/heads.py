@@ -20,7 +20,7 @@ class _MlmHead(nn.Module):
         cfg = self.cfg
         B, P, D = x_BPD.shape
         x_BPD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="transform")(x_BPD)
-        x_BPD = parts.Norm(cfg, name="norm")(jax.nn.gelu(x_BPD, approximate=False))
+        x_BPD = parts.Norm(cfg, name="norm")(ops.gelu(x_BPD))
         if not self.tied:
             tokens_VD = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.D), cfg.param_dtype)
         logits_RV = jnp.einsum("RD,VD->RV", x_BPD.reshape(B * P, D), tokens_VD.astype(cfg.dtype))

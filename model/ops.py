@@ -15,6 +15,11 @@ def wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def gelu(x: Array) -> Array:
+    """x Phi(x), Phi the normal distribution (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415), exact."""
+    return x * (0.5 * (1 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype))))
+
+
 def _column_sum(g: Array, like: Array) -> Array:
     """Sums g over all but the trailing axes, `like.ndim` of them."""
     rows = g.reshape(-1, like.size)

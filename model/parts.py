@@ -131,7 +131,7 @@ class Mlp(nn.Module):
     def __call__(self, x_BLD: Array) -> Array:
         D, F = self.cfg.D, self.cfg.F
         h_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="wi")(x_BLD)
-        h_BLF = jax.nn.gelu(h_BLF, approximate=False)
+        h_BLF = ops.gelu(h_BLF)
         return Linear(self.cfg, (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
 
 
@@ -145,7 +145,7 @@ class GatedMlp(nn.Module):
         D, F = self.cfg.D, self.cfg.F
         gate_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="gate")(x_BLD)
         h_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="wi")(x_BLD)
-        h_BLF = jax.nn.gelu(gate_BLF, approximate=False) * h_BLF
+        h_BLF = ops.gelu(gate_BLF) * h_BLF
         return Linear(self.cfg, (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
 
 

@@ -10,14 +10,13 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_cpu_collective_call_warn_stuck_timeout_seconds=30"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
-if (
-    int(version("jaxlib").split(".")[1]) < 11
-):  # a flag that jaxlib does not know ends the process; 0.12 has lost this one
+if int(version("jaxlib").split(".")[1]) < 11:  # jaxlib 0.12 has lost this flag, and ends at one it does not know
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # see train.sharding; here, since a test may make the devices before any mesh
 os.environ.setdefault("NPROC", "64")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -25,6 +24,8 @@ from toys import SPECIAL, V, pack
 
 from objectives.types import Vocab
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # nothing here fails for being slow
+hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_traceback_in_locations_limit", 0)  # a sixth of the time to lower a step
 jax.config.update("jax_numpy_rank_promotion", "raise")

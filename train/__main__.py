@@ -1,5 +1,7 @@
 """Runs the stages of a config, one after another, each resumed where it was."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import flags, logging
@@ -10,6 +12,12 @@ _HELP = """Trains the stages of a config.
   python -m train --config=configs/demo.py --workdir=runs/demo --config.pretrain.steps=100
   python -m train --config=configs/demo.py --workdir=runs/demo --stage=pretrain
   python -m train --config=configs/demo.py --workdir=runs/other --fork=runs/demo --config.pretrain.seed=1
+
+On several processes, each runs the same command on one shared workdir: with --distributed=auto on a TPU pod, under
+SLURM, Open MPI or a Kubernetes indexed job; else with its number, how many there are and where the first one listens:
+
+  python -m train --config=configs/demo.py --workdir=runs/demo --distributed=0/2@localhost:9876 &
+  python -m train --config=configs/demo.py --workdir=runs/demo --distributed=1/2@localhost:9876
 
 Run again on the same workdir, it resumes exactly. What may change then: steps, evaluations, logging, mesh,
 microbatches. What may not: seed, data, objective, architecture, optimizer (an error names the difference; --fork starts
@@ -27,6 +35,29 @@ def compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def join(text: str) -> None:
+    """Makes this process one of several: "auto", or "0/2@host:port", its number, how many there are, and the first's
+    address. To be called before anything asks for a device.
+    """
+    import re
+
+    import jax
+
+    if text == "auto":
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"--distributed=auto finds no cluster ({error}): write --distributed=i/n@host:port, as in "
+                f"0/2@localhost:9876"
+            ) from None
+        return
+    found = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ValueError(f"--distributed={text!r}: expected auto, or i/n@host:port with i below n, as in 0/2@host:9876")
+    jax.distributed.initialize(found[3], num_processes=int(found[2]), process_id=int(found[1]))
+
+
 def run(config, workdir: Path, stage: str | None = None, fork: Path | None = None) -> None:
     """Trains all the stages of a config, or one; a notebook may call this."""
     import shutil
@@ -37,11 +68,27 @@ def run(config, workdir: Path, stage: str | None = None, fork: Path | None = Non
     names = build.stages(config)
     if stage is not None and stage not in names:
         raise ValueError(f"--stage={stage}: the config's stages are {', '.join(names)}")
-    if fork is not None and not (workdir / "tokenizer.model").exists() and (fork / "tokenizer.model").exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(fork / "tokenizer.model", workdir / "tokenizer.model")
+    with first_process_first("the tokenizer is there"):
+        if fork is not None and not (workdir / "tokenizer.model").exists() and (fork / "tokenizer.model").exists():
+            workdir.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fork / "tokenizer.model", workdir / "tokenizer.model")
     for name in names if stage is None else (stage,):
-        loop.fit(build.stage(config, name, workdir), workdir, fork=fork)
+        with first_process_first(f"{name} is made"):
+            made = build.stage(config, name, workdir)
+        loop.fit(made, workdir, fork=fork)
+
+
+@contextmanager
+def first_process_first(what: str) -> Iterator[None]:
+    """The other processes begin when the first is done: what it left in the workdir they find there."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices(what)
+    yield
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def check_package() -> None:
@@ -61,11 +108,14 @@ def main() -> None:
     workdir = flags.DEFINE_string("workdir", None, "the folder for checkpoints, data, logs; made where absent")
     stage = flags.DEFINE_string("stage", None, "the one stage to run, instead of all in order")
     fork = flags.DEFINE_string("fork", None, "a workdir to start a new one from")
+    distributed = flags.DEFINE_string("distributed", None, "one of several processes: auto, or i/n@host:port")
     flags.mark_flag_as_required("workdir")
 
     def work(config) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
         check_package()
+        if distributed.value is not None:
+            join(distributed.value)
         compilation_cache()
         run(config, Path(workdir.value or ""), stage.value, Path(fork.value) if fork.value else None)
 

@@ -59,7 +59,7 @@ def carry(
         used.add(source)
         if old.shape == leaf.shape:
             report.append(Line(name, "taken" if source == name else "renamed", source, leaf.shape, old.shape))
-            return jnp.asarray(old, leaf.dtype)
+            return np.asarray(old, leaf.dtype)
         if old.ndim == leaf.ndim and any(re.fullmatch(p, name) for p in resize):
             report.append(Line(name, "resized", source, leaf.shape, old.shape))
             common = tuple(slice(0, min(a, b)) for a, b in zip(leaf.shape, old.shape, strict=True))

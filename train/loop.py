@@ -53,9 +53,10 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
             judge = Judge(stage, best, log, origin.waited)
             if origin.step >= stage.steps or judge.patience_is_over():
                 log.say(f"{stage.name} is done: {origin.step} of {stage.steps} steps")
-                return _state(stage, like, origin, log)
+                return _making(stage, like, origin, log)()
+            making = _making(stage, like, origin, log)
             compiling = in_background(lowered_step(stage, like, batch_shapes(stage)).compile)
-            state = _state(stage, like, origin, log)
+            state = making()
             return _run(stage, state, origin.step, compiling, store, judge, log, asked)
     finally:
         store.close()
@@ -95,9 +96,11 @@ def lowered_step(stage: Stage, like: TrainState, batch: Any) -> Any:
     return jitted.lower(like, rows, random.key(stage.seed))
 
 
-def first_state(stage: Stage, like: TrainState) -> TrainState:
-    """A fresh state, placed as `like`."""
-    return jax.jit(fresh(stage), out_shardings=_placed(like))(random.generator(stage.seed))
+def first_state(stage: Stage, like: TrainState) -> Callable[[], TrainState]:
+    """Begins to compile what makes a fresh state, placed as `like`; the result makes it."""
+    key = random.generator(stage.seed)
+    compiling = in_background(jax.jit(fresh(stage), out_shardings=_placed(like)).lower(key).compile)
+    return lambda: compiling.result()(key)
 
 
 def in_background(work: Callable[[], Any]) -> Future:
@@ -129,14 +132,19 @@ def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | N
     return _Origin(None, 0, 0)
 
 
-def _state(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> TrainState:
-    """Restored, or fresh with what it carries."""
-    if origin.folder is not None:
-        state = checkpoint.restore(origin.folder, origin.step, like)
+def _making(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> Callable[[], TrainState]:
+    """What restores the state, or makes a fresh one with what it carries."""
+    folder = origin.folder
+    if folder is None:
+        make = first_state(stage, like)
+        return lambda: _carried(stage, make(), log)
+
+    def restore():
+        state = checkpoint.restore(folder, origin.step, like)
         log.say(origin.says)
         return state
-    state = first_state(stage, like)
-    return _carried(stage, state, log) if stage.carry else state
+
+    return restore
 
 
 def _placed(like: TrainState) -> TrainState:
@@ -151,7 +159,8 @@ def batch_shapes(stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _carried(stage: Stage, state: TrainState, log: Log) -> TrainState:
-    assert stage.carry is not None
+    if stage.carry is None:
+        return state
     restored, origin, step = checkpoint.read_params(stage.carry.folder)
     if origin["tokenizer"] != stage.vocab.fingerprint:
         raise ValueError(
@@ -240,7 +249,7 @@ def _run(
                 break
         if step % stage.save_every == 0:
             save(step)
-        if asked.stop:
+        if asked.now(step % stage.log_every == 0):
             save(step)
             raise Stopped(f"asked to stop: saved step {step} in {store.folder}; the same command goes on from there")
     save(step)
@@ -298,6 +307,14 @@ class Judge:
 
 class _Asked:
     stop = False
+
+    def now(self, together: bool) -> bool:
+        """Whether to stop after this step. Several processes must do so after the same: they agree when `together`."""
+        if jax.process_count() == 1:
+            return self.stop
+        from jax.experimental import multihost_utils
+
+        return together and bool(multihost_utils.process_allgather(np.array(self.stop)).any())
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -151,15 +153,70 @@ def get_config():
 """
 
 
-def command(folder: Path, *arguments: str, config: dict | None = None, **options) -> subprocess.Popen:
+def command(folder: Path, *arguments: str, config: dict | None = None, devices: int = 2) -> subprocess.Popen:
     file = folder / f"config{len(list(folder.glob('config*')))}.py"
     file.write_text(CONFIG_FILE.format(text=json.dumps(config or config_of(folder, mesh="data=-1"))))
     cache = jax.config.jax_compilation_cache_dir
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": cache}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": cache}
     return subprocess.Popen(
         [sys.executable, "-m", "train", f"--config={file}", *arguments],
-        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options,
+        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def two_processes(folder: Path, config: dict, *arguments: str) -> list[subprocess.Popen]:
+    """The same command as two processes of four devices each."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    return [command(folder, *arguments, f"--distributed={i}/2@{address}", config=config, devices=4) for i in (0, 1)]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[str]:
+    """What each said, once all have ended."""
+    with ThreadPoolExecutor(len(processes)) as pool:  # one whose pipe is full would wait for ever
+        return [said for _, said in pool.map(lambda p: p.communicate(timeout=300), processes)]
+
+
+def test_two_processes_are_one(folder, whole):
+    """Pretrained by two processes, gone on with by one, and carried, finetuned and scored by two again."""
+    workdir = folder / "two"
+    first = two_processes(folder, config_of(folder, steps=4), f"--workdir={workdir}", "--stage=pretrain")
+    said = ended(first)
+    assert [p.returncode for p in first] == [0, 0], said
+    run(config_of(folder), workdir, "pretrain")
+    want, got = params_at(whole, "pretrain"), params_at(workdir, "pretrain")
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=2e-4, err_msg=name)
+    config = config_of(folder)
+    config["finetune"] |= dict(epochs=0.2)
+    second = two_processes(folder, config, f"--workdir={workdir}")
+    said = ended(second)
+    assert [p.returncode for p in second] == [0, 0], said
+    assert "parameters taken" in said[0]
+    want, got = lines(whole, "finetune"), lines(workdir, "finetune")
+    np.testing.assert_allclose(got[0]["loss"], want[0]["loss"], atol=1e-4)
+    assert {"dev/loss", "dev/accuracy", "dev/f1"} <= got[-1].keys()
+
+
+def test_one_of_two_processes_is_terminated(folder):
+    """Both save and stop after the same step."""
+    workdir = folder / "one_of_two"
+    config = config_of(folder, steps=100_000)
+    both = two_processes(folder, config, f"--workdir={workdir}", "--stage=pretrain")
+    wait_for_steps(workdir, 3)
+    both[1].send_signal(signal.SIGTERM)
+    said = ended(both)
+    assert [p.returncode for p in both] == [1, 1], said
+    step = checkpoint.steps_in(workdir / "pretrain" / "checkpoints")[-1]
+    assert all(f"asked to stop: saved step {step}" in s for s in said), said
+
+
+def wait_for_steps(workdir: Path, n: int) -> None:
+    metrics = workdir / "pretrain" / "metrics.jsonl"
+    deadline = time.time() + 240
+    while not (metrics.exists() and metrics.read_text().count("\n") > n) and time.time() < deadline:
+        time.sleep(0.2)
 
 
 def test_terminated_saved_and_resumed(folder):
@@ -167,10 +224,7 @@ def test_terminated_saved_and_resumed(folder):
     workdir = folder / "terminated"
     config = config_of(folder, mesh="data=-1", steps=100_000, log_every=1)
     process = command(folder, f"--workdir={workdir}", "--stage=pretrain", config=config)
-    metrics = workdir / "pretrain" / "metrics.jsonl"
-    deadline = time.time() + 240
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.time() < deadline:
-        time.sleep(0.2)
+    wait_for_steps(workdir, 3)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 1, said
