@@ -19,11 +19,12 @@ class _MlmHead(nn.Module):
     def __call__(self, x_BPD: Array, tokens_VD: Array) -> Array:
         cfg = self.cfg
         B, P, D = x_BPD.shape
-        x_BPD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="transform")(x_BPD)
-        x_BPD = parts.Norm(cfg, name="norm")(ops.gelu(x_BPD))
+        x_1RD = x_BPD.reshape(1, B * P, D)
+        x_1RD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="transform")(x_1RD)
+        x_1RD = parts.Norm(cfg, name="norm")(ops.gelu(x_1RD))
         if not self.tied:
             tokens_VD = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.D), cfg.param_dtype)
-        logits_RV = jnp.einsum("RD,VD->RV", x_BPD.reshape(B * P, D), tokens_VD.astype(cfg.dtype))
+        logits_RV = jnp.einsum("RD,VD->RV", x_1RD.reshape(B * P, D), tokens_VD.astype(cfg.dtype))
         zeros = parts.named(nn.initializers.zeros, ("vocab",))
         bias_V = self.param("bias", zeros, (cfg.V,), cfg.param_dtype)
         logits_BPV = ops.add_bias(logits_RV, bias_V.astype(cfg.dtype)).reshape(B, P, cfg.V)

@@ -23,9 +23,11 @@ def gelu(x: Array) -> Array:
 def _column_sum(g: Array, like: Array) -> Array:
     """Sums g over all but the trailing axes, `like.ndim` of them."""
     rows = g.reshape(-1, like.size)
-    ones = jnp.ones((1, rows.shape[0]), rows.dtype)
+    # one row of ones would do, but on CPUs XLA compiles a kernel for each product with a vector, and none for two rows,
+    # which are as fast but over a vocabulary
+    ones = jnp.ones((2 if like.size < 8192 else 1, rows.shape[0]), rows.dtype)
     out = jax.lax.dot(ones, rows, precision="highest", preferred_element_type=wide(jnp.zeros((), g.dtype)).dtype)
-    return out.reshape(like.shape).astype(like.dtype)
+    return out[0].reshape(like.shape).astype(like.dtype)
 
 
 def _like(v: Array, x: Array) -> Array:

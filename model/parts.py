@@ -112,8 +112,8 @@ class Norm(nn.Module):
         cfg = self.cfg
         x = ops.wide(x)
         if cfg.norm == "layer":
-            x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + cfg.eps)
+            x = x - x.mean(-1)[..., None]
+        x = x * jax.lax.rsqrt((x * x).mean(-1) + cfg.eps)[..., None]
         ones = named(nn.initializers.ones, (self.name_of_axis,))
         x = ops.scale(x, self.param("scale", ones, x.shape[-1:], cfg.param_dtype).astype(x.dtype))
         if cfg.norm == "layer" and cfg.bias:
