@@ -60,7 +60,6 @@ class Bench:
 
         stage = stage_of(size, batch, length, dtype, vocab)
         like = loop.shapes(stage)
-        first_state = loop.first_state(stage, like)
         lowered = loop.lowered_step(stage, like, loop.batch_shapes(stage))
 
         def compiled():
@@ -68,7 +67,7 @@ class Bench:
             return lowered.compile(), round(time.perf_counter() - begun, 2)
 
         compiling = loop.in_background(compiled)
-        self.state = first_state()
+        self.state = loop.first_state(stage, like)
         self.batches = prefetch(Loader(stage.rows, batch), 0, stage.steps, sharding.rows(stage.mesh))
         self.key = random.key(stage.seed)
         self.compiled, compile_s = compiling.result()

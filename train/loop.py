@@ -53,10 +53,9 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
             judge = Judge(stage, best, log, origin.waited)
             if origin.step >= stage.steps or judge.patience_is_over():
                 log.say(f"{stage.name} is done: {origin.step} of {stage.steps} steps")
-                return _making(stage, like, origin, log)()
-            making = _making(stage, like, origin, log)
+                return _state(stage, like, origin, log)
             compiling = in_background(lowered_step(stage, like, batch_shapes(stage)).compile)
-            state = making()
+            state = _state(stage, like, origin, log)
             return _run(stage, state, origin.step, compiling, store, judge, log, asked)
     finally:
         store.close()
@@ -96,11 +95,9 @@ def lowered_step(stage: Stage, like: TrainState, batch: Any) -> Any:
     return jitted.lower(like, rows, random.key(stage.seed))
 
 
-def first_state(stage: Stage, like: TrainState) -> Callable[[], TrainState]:
-    """Begins to compile what makes a fresh state, placed as `like`; the result makes it."""
-    key = random.generator(stage.seed)
-    compiling = in_background(jax.jit(fresh(stage), out_shardings=_placed(like)).lower(key).compile)
-    return lambda: compiling.result()(key)
+def first_state(stage: Stage, like: TrainState) -> TrainState:
+    """A fresh state, placed as `like`."""
+    return jax.jit(fresh(stage), out_shardings=_placed(like))(random.generator(stage.seed))
 
 
 def in_background(work: Callable[[], Any]) -> Future:
@@ -132,19 +129,13 @@ def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | N
     return _Origin(None, 0, 0)
 
 
-def _making(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> Callable[[], TrainState]:
-    """What restores the state, or makes a fresh one with what it carries."""
-    folder = origin.folder
-    if folder is None:
-        make = first_state(stage, like)
-        return lambda: _carried(stage, make(), log)
-
-    def restore():
-        state = checkpoint.restore(folder, origin.step, like)
-        log.say(origin.says)
-        return state
-
-    return restore
+def _state(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> TrainState:
+    """Restored, or fresh with what it carries."""
+    if origin.folder is None:
+        return _carried(stage, first_state(stage, like), log)
+    state = checkpoint.restore(origin.folder, origin.step, like)
+    log.say(origin.says)
+    return state
 
 
 def _placed(like: TrainState) -> TrainState:
