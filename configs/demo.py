@@ -8,8 +8,8 @@ Seen on two cores, three seeds, on 2,000 unseen reviews:
     scratch                         69.2 %   (69.5, 69.5, 68.7)
     TF-IDF + logistic regression    82.6 %   (of the whole texts; both arms see 128 tokens)
 
-It took 8.4 minutes, 3,000 steps (6.1 million tokens). After 2,000 steps the
-pretrained arm is at 73.7 % (73.2, 73.3, 74.5), in 6.4 minutes.
+It took 8.4 minutes, 3,000 steps (6.1 million tokens). With 2,000 steps, before GELU was by erf, the pretrained arm was
+at 73.7 % (73.2, 73.3, 74.5), in 6.4 minutes.
 
 The learning rate of each arm is the best on dev of one grid (accuracy on 1,000 dev reviews, one seed, after 2,300 steps
 of pretraining, before masks were drawn as they are now):

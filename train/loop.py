@@ -101,7 +101,7 @@ def first_state(stage: Stage, like: TrainState) -> TrainState:
 
 
 def in_background(work: Callable[[], Any]) -> Future:
-    """Begins work that needs no Python, as a compilation, while the caller goes on."""
+    """Begins work that needs no Python, as a compilation. The caller goes on; the process ends no sooner than it."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(work)
     pool.shutdown(wait=False)
