@@ -185,9 +185,14 @@ def _stack(cfg: BackboneConfig, run: Callable, x: Array, params: Params) -> tupl
 
 def _unstack(params: Params, n: int) -> list[Params]:
     """Splits stacked leaves into n trees. A split, not n indexings: its gradient is one concatenation."""
+
+    def parts_of(leaf):
+        # of four axes at most: XLA is many times slower to compile a concatenation of five for CPUs
+        few = leaf.reshape(*leaf.shape[:3], -1) if leaf.ndim > 4 else leaf
+        return [part.reshape(leaf.shape[1:]) for part in jax.lax.split(few, (1,) * n, axis=0)]
+
     leaves, treedef = jax.tree.flatten(params)
-    split = [jax.lax.split(leaf, (1,) * n, axis=0) if n else () for leaf in leaves]
-    return [jax.tree.unflatten(treedef, [s[i].reshape(s[i].shape[1:]) for s in split]) for i in range(n)]
+    return [jax.tree.unflatten(treedef, layer) for layer in zip(*map(parts_of, leaves), strict=True)] if n else []
 
 
 def _check(cfg: BackboneConfig, batch: Batch, capture: tuple[str, ...]) -> None:

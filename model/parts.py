@@ -171,10 +171,10 @@ class Embedding(nn.Module):
             return self.constrain(param, (AXES[name], "width"))
 
         tokens_VD = table("tokens", cfg.V)
-        x_BLD = tokens_VD[batch["tokens"]] if inputs is None else inputs
+        x_BLD = ops.take(tokens_VD, batch["tokens"]) if inputs is None else inputs
         if cfg.position == "learned":
-            x_BLD = x_BLD + table("positions", cfg.max_length)[batch["positions"]]
+            x_BLD = x_BLD + ops.take(table("positions", cfg.max_length), batch["positions"])
         if cfg.types:
             types_TD = table("types", cfg.types)
-            x_BLD = x_BLD + (types_TD[batch["types"]] if "types" in batch else types_TD[None, :1])
+            x_BLD = x_BLD + (ops.take(types_TD, batch["types"]) if "types" in batch else types_TD[None, :1])
         return Norm(cfg, name="norm")(x_BLD) if cfg.embed_norm else x_BLD.astype(cfg.dtype)

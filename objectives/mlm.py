@@ -80,13 +80,13 @@ def mlm(
         else:
             P = min(tokens_L.shape[0], math.ceil(capacity * tokens_L.shape[0]))
         # the luckiest first: a surplus drops at random, not at the row's end
-        order_L = jnp.argsort(jnp.where(chosen_L, luck_L, 2.0))
-        index_P = order_L[:P].astype(jnp.int32)
-        weight_P = chosen_L[index_P].astype(jnp.float32)
-        how_P = random.uniform(random.fold(key, "how"), ids_L[index_P])
-        other_P = random.integers(random.fold(key, "other"), ids_L[index_P], ordinary_ids.size)
+        order_L = jnp.where(chosen_L, luck_L, 2.0)
+        carried = (jnp.arange(tokens_L.size, dtype=jnp.int32), chosen_L, ids_L, tokens_L)
+        _, index_P, taken_P, ids_P, target_P = (x[:P] for x in jax.lax.sort((order_L, *carried), num_keys=1))
+        weight_P = taken_P.astype(jnp.float32)
+        how_P = random.uniform(random.fold(key, "how"), ids_P)
+        other_P = random.integers(random.fold(key, "other"), ids_P, ordinary_ids.size)
         other_P = jnp.asarray(ordinary_ids)[other_P]
-        target_P = tokens_L[index_P]
         new_P = jnp.where(how_P < mask, vocab.mask, jnp.where(how_P < mask + replace, other_P, target_P))
         tokens_L = tokens_L.at[index_P].set(jnp.where(weight_P > 0, new_P, target_P).astype(tokens_L.dtype))
         hidden = dict(
@@ -101,16 +101,16 @@ def mlm(
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
         hidden_BLD = encode(batch, key).hidden
-        hidden_BPD = jnp.take_along_axis(hidden_BLD, mine["index"][..., None], 1)
+        row_B1 = jnp.arange(len(hidden_BLD))[:, None]
+        hidden_BPD = ops.take(hidden_BLD, row_B1, mine["index"])
         nll_BP, hit_BP = ops.cross_entropy(logits(params, hidden_BPD), mine["target"])
         weight_BP = mine["weight"]
         count = weight_BP.sum()
         terms = {name: Term((nll_BP * weight_BP).sum(), count)}
         if bag:
             logp_BSV = whole.apply(params[name]["bag"], hidden_BLD, batch | {"segments": mine["seen"]})
-            segment_BP = jnp.take_along_axis(batch["segments"], mine["index"], 1)
-            row_B1 = jnp.arange(len(segment_BP))[:, None]
-            logp_BP = logp_BSV[row_B1, jnp.maximum(segment_BP - 1, 0), mine["target"]]
+            segment_BP = ops.take(batch["segments"], row_B1, mine["index"])
+            logp_BP = ops.take(logp_BSV, row_B1, jnp.maximum(segment_BP - 1, 0), mine["target"])
             terms[f"{name}_bag"] = Term(-(logp_BP * weight_BP).sum(), count, bag)
         accuracy, surplus = (hit_BP * weight_BP).sum(), mine["surplus"].sum()
         return Sums(terms, {f"{name}_accuracy": Ratio(accuracy, count), f"{name}_surplus": Ratio(surplus, count)})
