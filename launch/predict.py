@@ -165,7 +165,7 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
     run = jax.jit(evaluate.evaluator(trained.backbone, trained.objective, trained.view))
     out: dict[str, float | None] = {}
     for name, section in trained.made.evals.items():
-        arrays = build.rows(section, f"{trained.name}.evals.{name}", trained.tokenizer, workdir).arrays
+        arrays = build.rows(section, f"{trained.name}.evals.{name}", trained.tokenizer, workdir)
         batch = _rows_a_batch(trained, trained.made.batch)
         batches = evaluation_batches(arrays, batch, over_rows(trained.mesh))
         found = evaluate.evaluate(run, trained.params, batches, trained.objective.scores)

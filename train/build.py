@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class Spec:
     backbone:    `size` (see `model.config`) or `checkpoint` (a stage's folder, to be like it), and changes to it;
                  merged over the config's own `backbone`
     objective:   a factory of `objectives/`
-    data:        a factory of `train.data.rows`, with its `source`
+    data:        a factory of `train.data.rows`, with its `source`; or `prepared`, a folder of `train.data.prepare`; or
+                 `mixture`, several of these by name, each with its `weight`
     optimizer:   a factory of `train.optimizer`
     schedule:    a factory of `train.schedule`
     batch:       rows a step, over the whole mesh
@@ -163,10 +165,23 @@ def check_keys(config: dict, made: Spec, name: str) -> None:
     bind(made.optimizer, f"{name}.optimizer", "axes", "schedule")
     bind(made.schedule, f"{name}.schedule", "steps")
     for where, section in {"data": made.data, **{f"evals.{k}": v for k, v in made.evals.items()}}.items():
-        if "source" not in section:
-            raise ValueError(f"{name}.{where} lacks a source")
-        bind({k: v for k, v in section.items() if k != "source"}, f"{name}.{where}", "source", "tokenizer")
-        bind(section["source"], f"{name}.{where}.source")
+        _check_data(section, f"{name}.{where}")
+
+
+def _check_data(section: dict, where: str) -> None:
+    if "mixture" in section:
+        _check_keys(where, section, {"mixture"}, set())
+        for name, part in section["mixture"].items():
+            if "weight" not in part:
+                raise ValueError(f"{where}.mixture.{name} lacks a weight")
+            _check_data({k: v for k, v in part.items() if k != "weight"}, f"{where}.mixture.{name}")
+    elif "prepared" in section:
+        _check_keys(where, section, {"prepared"}, set())
+    elif "source" not in section:
+        raise ValueError(f"{where} lacks a source, or the folder of prepared rows, or a mixture of such")
+    else:
+        bind({k: v for k, v in section.items() if k != "source"}, where, "source", "tokenizer")
+        bind(section["source"], f"{where}.source")
 
 
 def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Objective]:
@@ -205,13 +220,34 @@ def tokenizer(config: dict, workdir: Path) -> Any:
 
 
 def rows(section: dict, where: str, tok: Any, workdir: Path) -> Any:
-    """Tokenized rows of a `data` section, cached in the workdir under a hash of all that they are made from."""
-    from train.data.cache import cached
+    """The table of a `data` section, prepared in the workdir under a hash of all that it is made from.
 
+    Raises ValueError for rows that were prepared with another tokenizer, and for all that `prepare` refuses.
+    """
+    from train.data.files import expand
+    from train.data.prepare import prepare
+    from train.data.shards import key_of, name_of
+    from train.data.table import Mixture, Shards
+
+    if "mixture" in section:
+        parts = section["mixture"].items()
+        made = [
+            rows({k: v for k, v in p.items() if k != "weight"}, f"{where}.mixture.{n}", tok, workdir) for n, p in parts
+        ]
+        return Mixture(made, [part["weight"] for _, part in parts])
+    if "prepared" in section:
+        found = Shards(Path(expand(section["prepared"])))
+        if (other := found.manifest["key"]["tokenizer"]) != tok.vocab.fingerprint:
+            raise ValueError(
+                f"{found.folder} was prepared with another tokenizer (fingerprint {other[:12]}) than this run's "
+                f"({tok.vocab.fingerprint[:12]}): its ids mean other pieces. Prepare again, or load that tokenizer"
+            )
+        return found
     source = call(section["source"], f"{where}.source")
-    key = {"section": section, "source": source.fingerprint, "tokenizer": tok.vocab.fingerprint}
-    keys = {k: v for k, v in section.items() if k != "source"}
-    return cached(workdir / "data", key, lambda: call(keys, where, source=source, tokenizer=tok))
+    facts = {"section": section, "source": source.fingerprint, "tokenizer": tok.vocab.fingerprint}
+    factory, keys = bind({k: v for k, v in section.items() if k != "source"}, where, "source", "tokenizer")
+    folder = workdir / "data" / name_of(key_of(facts))
+    return prepare(folder, source, tok, partial(factory, **keys), facts, title=f"preparing {where}")
 
 
 def stage(config: dict, name: str, workdir: Path) -> Stage:
@@ -228,14 +264,13 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     tok = tokenizer(config, workdir)
     bb, objective = model(made, name, tok.vocab, mesh)
     data = rows(made.data, f"{name}.data", tok, workdir)
-    count = len(data.arrays["tokens"])
-    steps = made.steps or math.ceil((made.epochs or 0) * count / made.batch)
+    steps = made.steps or math.ceil((made.epochs or 0) * len(data) / made.batch)
     schedule, optimizer, learned = optimization(made, name, bb, objective, steps)
-    evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir).arrays for k, v in made.evals.items()}
-    source_of = {"data": data.report.get("fingerprint", ""), "tokenizer": tok.vocab.fingerprint}
+    evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir) for k, v in made.evals.items()}
+    source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
     identity = identity_of(made) | {"sources": source_of}
     return Stage(
-        name=name, backbone=bb, objective=objective, vocab=tok.vocab, rows=data.arrays, batch=made.batch, steps=steps,
+        name=name, backbone=bb, objective=objective, vocab=tok.vocab, rows=data, batch=made.batch, steps=steps,
         optimizer=optimizer, schedule=schedule, learned=learned, mesh=mesh, seed=made.seed,
         microbatches=made.microbatches, view=load(made.view) if made.view else training.identity,
         carry=_carry(made, name, workdir), evals=evals, eval_every=made.eval_every, log_every=made.log_every,
@@ -301,11 +336,22 @@ def provenance(config: dict, name: str, bb: Backbone, vocab: Vocab) -> dict:
 
 
 def example_batch(made: Spec, name: str, vocab: Vocab) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a stage's batch, from its `data` section with a word in place of its source: no file is read."""
-    from train.data.source import Record
+    """The shapes of a stage's batch, from its `data` section with a word in place of its source: no file is read.
 
-    section = made.data.get("source", {})
-    classes = made.data.get("classes")
+    Rows that are prepared already tell their own shapes.
+    """
+    from train.data.files import expand
+    from train.data.source import Record
+    from train.data.table import Shards
+
+    data = made.data
+    while "mixture" in data:  # alike in shape, every part of it
+        data = {k: v for k, v in next(iter(data["mixture"].values())).items() if k != "weight"}
+    if "prepared" in data:
+        row = Shards(Path(expand(data["prepared"]))).read(np.arange(1))
+        return {k: jax.ShapeDtypeStruct((made.batch, *x.shape[1:]), x.dtype) for k, x in row.items()}
+    section = data.get("source", {})
+    classes = data.get("classes")
     label = None if section.get("label") is None else (str(classes[0]) if classes else "0")
     record = Record("a", "a" if section.get("pair") is not None else None, label, "a stand-in")
 
@@ -316,7 +362,7 @@ def example_batch(made: Spec, name: str, vocab: Vocab) -> dict[str, jax.ShapeDty
         def encode(self, texts):
             return [np.array([vocab.size - 1], np.int32) for _ in texts]
 
-    keys = {k: v for k, v in made.data.items() if k != "source"}
+    keys = {k: v for k, v in data.items() if k != "source"}
     arrays = call(keys, f"{name}.data", source=[record], tokenizer=OneToken()).arrays
     return {k: jax.ShapeDtypeStruct((made.batch, *x.shape[1:]), _device_dtype(k, x)) for k, x in arrays.items()}
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from train import flops
+from train.data.table import table
 from train.stage import Stage
 
 
@@ -24,8 +26,9 @@ class Log:
     def __init__(self, folder: Path, stage: Stage, flops_a_step: Callable[[], int]):
         self.stage = stage
         self.writes = jax.process_index() == 0
-        segments = stage.rows["segments"]
-        self.tokens = stage.batch * segments.shape[1] * float((segments[:1024] > 0).mean())
+        rows = table(stage.rows)
+        segments = rows.read(np.arange(min(1024, len(rows))))["segments"]
+        self.tokens = stage.batch * segments.shape[1] * float((segments > 0).mean())
         peak = flops.peak(stage.mesh.devices.flat[0].device_kind, stage.backbone.config.dtype)
         self.peak = peak and peak * stage.mesh.size
         self.flops = flops_a_step() if self.peak else 0

@@ -212,7 +212,7 @@ def _run(
         for (n, _), report in zip(pending, reports, strict=True):
             if not math.isfinite(report["loss"]):
                 rows = loader.index(n)
-                ids = np.asarray(stage.rows["example"][rows]).tolist()
+                ids = loader.table.read(rows)["example"].tolist()
                 raise Stopped(
                     f"the loss of step {n + 1} is {report['loss']}; the last good checkpoint is of step "
                     f"{store.latest() or 'none'} in {store.folder}. Rows of the batch: {rows.tolist()}, their examples "

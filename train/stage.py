@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -13,8 +12,7 @@ from model.types import Backbone
 from objectives.types import Objective, Vocab
 from train import step as training
 from train.carry import KEEP_BACKBONE
-
-Rows = dict[str, np.ndarray]
+from train.data.table import Arrays, Table
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,8 @@ class Carry:
 class Stage:
     """One training run. `train.build.stage` makes it from a config; a notebook may make it by hand.
 
-    rows:        the training data, arrays [N, ...] in the batch's format; batch n is a function of (rows, seed, n)
+    rows:        the training data, a table or arrays [N, ...] in the batch's format; batch n is a function of (rows,
+                 seed, n)
     evals:       data sets by name, each evaluated every `eval_every` steps (0: at the end alone)
     learned:     for each leaf of params a bool, or one a layer (see `train.tree.split`)
     schedule:    step -> learning rate, the one inside `optimizer`; logged
@@ -44,7 +43,7 @@ class Stage:
     backbone: Backbone
     objective: Objective
     vocab: Vocab
-    rows: Rows
+    rows: Table | Arrays
     batch: int
     steps: int
     optimizer: optax.GradientTransformation
@@ -55,7 +54,7 @@ class Stage:
     microbatches: int = 1
     view: Callable[[Any], Any] = training.identity
     carry: Carry | None = None
-    evals: dict[str, Rows] = field(default_factory=dict)
+    evals: dict[str, Table | Arrays] = field(default_factory=dict)
     eval_every: int = 0
     log_every: int = 10
     save_every: int = 500

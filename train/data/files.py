@@ -21,7 +21,7 @@ def find(path: str) -> list[Path]:
     Raises:
       ValueError: a variable is not set, a package is not installed, or nothing is there.
     """
-    expanded = _expand(path)
+    expanded = expand(path)
     if os.path.isdir(expanded):
         inside = (Path(folder) / name for folder, _, names in os.walk(expanded) for name in names)
         found = [file for file in inside if not any(p.startswith(".") for p in file.relative_to(expanded).parts)]
@@ -38,7 +38,8 @@ def find(path: str) -> list[Path]:
     return sorted(found)
 
 
-def _expand(path: str) -> str:
+def expand(path: str) -> str:
+    """A path as a config writes it, without its variables; see `find`."""
     if path.startswith("package:"):
         package, _, inside = path.removeprefix("package:").partition("/")
         try:

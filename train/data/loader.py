@@ -2,7 +2,8 @@
 
 import collections
 import concurrent.futures
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from train.data.rows import empty_rows
-from train.data.shuffle import order
+from train.data.table import Arrays, Table, table
 
 Batch = dict[str, jax.Array]
 
@@ -19,7 +20,7 @@ Batch = dict[str, jax.Array]
 class Loader:
     """Batches of `batch` rows without end, epoch after epoch; nothing is dropped where an epoch ends inside a batch.
 
-    arrays:   by name, [N, ...] each, in memory or mapped
+    rows:     a table, or arrays by name, [N, ...] each
     batch:    rows of a global batch, over all processes
     seed:     of the order, which is new in every epoch
     shuffle:  False reads the rows in order, the same in every epoch
@@ -28,43 +29,41 @@ class Loader:
       ValueError: no rows, arrays of different lengths, a batch of none, a negative seed.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    rows: Table | Arrays
     batch: int
     seed: int = 0
     shuffle: bool = True
 
     def __post_init__(self):
-        counts = {name: len(array) for name, array in self.arrays.items()}
-        if len(set(counts.values())) != 1 or not self.rows:
-            raise ValueError(f"rows of each array: {counts}; expected one number for all, at least 1")
+        if not len(self.table):
+            raise ValueError("there are no rows to load; expected at least 1")
         if self.batch < 1:
             raise ValueError(f"batch={self.batch}: expected at least 1 row")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: expected 0 <= seed < 2**63")
 
-    @property
-    def rows(self) -> int:
-        """N, the number of rows of an epoch."""
-        return len(next(iter(self.arrays.values()), ()))
+    @functools.cached_property
+    def table(self) -> Table:
+        return table(self.rows)
 
     @property
     def steps_per_epoch(self) -> float:
         """Batches of an epoch, with its fraction: an epoch may end inside a batch."""
-        return self.rows / self.batch
+        return len(self.table) / self.batch
 
     def index(self, n: int) -> np.ndarray:
         """The row numbers of global batch `n`, int64 [batch]."""
         places = np.arange(n * self.batch, (n + 1) * self.batch)
-        return order(places, self.rows, self.seed) if self.shuffle else places % self.rows
+        return self.table.shuffled(places, self.seed) if self.shuffle else places % len(self.table)
 
     def read(self, n: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Global batch `n`, or only its `rows`, in the dtypes of `model/types.py`."""
-        return _read(self.arrays, self.index(n)[rows or slice(None)])
+        return self.table.read(self.index(n)[rows or slice(None)])
 
     def device(self, n: int, sharding: jax.sharding.NamedSharding) -> Batch:
         """Global batch `n` on the devices of `sharding`, which splits axis 0. Only what this process holds is read."""
         index = self.index(n)
-        return _place(lambda rows: _read(self.arrays, index[rows]), self.batch, sharding)
+        return _place(lambda rows: self.table.read(index[rows]), self.batch, sharding)
 
 
 def prefetch(
@@ -85,30 +84,20 @@ def prefetch(
         pool.shutdown(cancel_futures=True)
 
 
-def evaluation_batches(
-    arrays: Mapping[str, np.ndarray], batch: int, sharding: jax.sharding.NamedSharding
-) -> Iterator[Batch]:
+def evaluation_batches(rows: Table | Arrays, batch: int, sharding: jax.sharding.NamedSharding) -> Iterator[Batch]:
     """Every row once, in order, on the devices; the last batch is filled up with empty rows (segments 0)."""
-    total = Loader(arrays, batch, shuffle=False).rows
+    source = Loader(rows, batch, shuffle=False).table
+    total = len(source)
 
-    def read(rows: np.ndarray) -> dict[str, np.ndarray]:
-        there = _read(arrays, rows[rows < total])
-        missing = empty_rows(there, int((rows >= total).sum()))
+    def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        # at least one, for the names and shapes: a process's part of the last batch may be padding alone
+        there = source.read(np.minimum(numbers[: max(1, int((numbers < total).sum()))], total - 1))
+        there = {name: array[: int((numbers < total).sum())] for name, array in there.items()}
+        missing = empty_rows(there, int((numbers >= total).sum()))
         return {name: np.concatenate([there[name], missing[name]]) for name in there}
 
     for start in range(0, total, batch):
-        yield _place(lambda rows, start=start: read(start + rows), batch, sharding)  # type: ignore[misc]
-
-
-def _read(arrays: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array[index], _dtype(name, array.dtype)) for name, array in arrays.items()}
-
-
-def _dtype(name: str, stored: np.dtype) -> type:
-    """What `model/types.py` says, whatever narrower type is stored."""
-    if np.issubdtype(stored, np.floating):
-        return np.float32
-    return np.uint32 if name == "example" else np.int32
+        yield _place(lambda numbers, start=start: read(start + numbers), batch, sharding)  # type: ignore[misc]
 
 
 def _place(

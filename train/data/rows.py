@@ -27,8 +27,7 @@ def pack_documents(source: Iterable[Record], tokenizer: Tokenizer, length: int, 
     A document longer than a row becomes consecutive pieces, each with its own [CLS] and [SEP]; nothing is lost.
     `example` is (0, index of the piece). tokens, segments and positions are [N, length], example [N, segments, 2].
 
-    Raises:
-      ValueError: `length` has no room for a token, or no document has any token.
+    Raises ValueError where `length` has no room for a token.
     """
     _check(length, segments, specials=2)
     vocab = tokenizer.vocab
@@ -44,9 +43,8 @@ def pack_documents(source: Iterable[Record], tokenizer: Tokenizer, length: int, 
             piece = ids[start : start + length - 2]
             parts += cls, piece, sep
             sizes.append(len(piece) + 2)
-    if not sizes:
-        raise ValueError(f"none of {documents} documents has a token; expected text")
-    arrays = _fill(np.array(sizes), {"tokens": np.concatenate(parts)}, length, segments)
+    flat = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    arrays = _fill(np.array(sizes, np.int64), {"tokens": flat}, length, segments)
     report = {"documents": documents, "pieces": len(sizes), "split": split, "empty": empty}
     return Rows(arrays, report | _space(arrays))
 
@@ -198,4 +196,4 @@ def _fill(
 def _space(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Counts of a filled layout: tokens with [CLS] and [SEP], rows, and the share of positions that is padding."""
     filled = int(np.count_nonzero(arrays["segments"]))
-    return {"tokens": filled, "rows": len(arrays["segments"]), "padding": 1 - filled / arrays["segments"].size}
+    return {"tokens": filled, "rows": len(arrays["segments"]), "padding": 1 - filled / max(1, arrays["segments"].size)}

@@ -45,7 +45,7 @@ SHARDINGS = {
 @given(st.integers(1, 60), st.integers(1, 25), st.integers(0, 99), st.booleans())
 def test_every_row_comes_once_an_epoch(n, batch, seed, shuffle):
     loader = Loader(arrays(n), batch, seed, shuffle)
-    assert loader.rows == n
+    assert len(loader.table) == n
     assert loader.steps_per_epoch == n / batch
     stream = np.concatenate([loader.index(i) for i in range(-(-3 * n // batch))])
     assert loader.index(2).dtype == np.int64
@@ -174,8 +174,8 @@ def test_prefetch_stops_its_thread_when_closed():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Loader({}, 2), r"rows of each array: {}; expected one number for all, at least 1"),
-        (lambda: Loader(arrays(0), 2), "expected one number for all, at least 1"),
+        (lambda: Loader({}, 2), "no rows to load; expected at least 1"),
+        (lambda: Loader(arrays(0), 2), "no rows to load; expected at least 1"),
         (lambda: Loader({"a": np.ones(2), "b": np.ones(3)}, 2), r"rows of each array: {'a': 2, 'b': 3}"),
         (lambda: Loader(arrays(3), 0), "batch=0: expected at least 1 row"),
         (lambda: Loader(arrays(3), 1, seed=-1), "seed=-1: expected 0 <= seed"),

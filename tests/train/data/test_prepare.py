@@ -1,0 +1,155 @@
+"""Prepared rows: the same files however they are made, nothing made twice, nothing half made taken for whole."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numbers_as_text import Numbers, records, some
+
+from train.data import prepare as preparing
+from train.data.prepare import chunks, prepare
+from train.data.rows import label_examples, pack_documents
+from train.data.table import Memory
+
+MAKE = partial(pack_documents, length=16, segments=4)
+DOCUMENTS = records([some(n % 23) for n in range(120)])
+
+
+def files(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def made(folder, **options):
+    return prepare(folder, DOCUMENTS, Numbers(), MAKE, {"of": "a test"}, chunk=400, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared") / "x"
+    made(folder, workers=2)
+    return folder
+
+
+def test_every_document_is_there(whole):
+    table = made(whole)
+    assert len(list(whole.glob("0*"))) > 5
+    expected = pack_documents(DOCUMENTS, Numbers(), 16, 4).report
+    assert {k: table.report[k] for k in ("documents", "pieces", "split", "empty", "tokens")} == {
+        k: expected[k] for k in ("documents", "pieces", "split", "empty", "tokens")
+    }
+    read = table.read(np.arange(len(table)))
+    assert np.count_nonzero(read["segments"]) == expected["tokens"]
+    assert (
+        np.sort(read["tokens"], None).sum()
+        == sum(int(t) for r in DOCUMENTS for t in r.text.split()) + 5 * expected["pieces"]
+    )
+
+
+def test_one_chunk_is_made_in_this_process_and_is_what_the_maker_makes(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "ProcessPoolExecutor", None)
+    table = prepare(tmp_path / "x", DOCUMENTS, Numbers(), MAKE, {"of": "a test"})
+    rows = Memory(pack_documents(DOCUMENTS, Numbers(), 16, 4).arrays)
+    everything = np.arange(len(rows))
+    np.testing.assert_equal(table.read(everything), rows.read(everything))
+
+
+def test_machines_share_the_work_and_the_last_one_finishes(whole, tmp_path):
+    assert made(tmp_path / "x", workers=1, share=(1, 2)) is None
+    assert not (tmp_path / "x" / "manifest.json").exists()
+    assert len(made(tmp_path / "x", workers=1, share=(0, 2))) > 0
+    assert files(tmp_path / "x") == files(whole)
+
+
+def test_what_is_finished_is_not_made_again(whole, tmp_path, monkeypatch):
+    before = {f: f.stat().st_mtime_ns for f in whole.rglob("*")}
+    monkeypatch.setattr(preparing, "_make_all", None)
+    made(whole)
+    assert {f: f.stat().st_mtime_ns for f in whole.rglob("*")} == before
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from numbers_as_text import Slow
+from test_prepare import DOCUMENTS, MAKE
+from train.data.prepare import prepare
+if __name__ == "__main__":
+    prepare(Path({folder!r}), DOCUMENTS, Slow(), MAKE, {{"of": "a test"}}, chunk=400, workers=2)
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, tmp_path):
+    folder, script = tmp_path / "x", tmp_path / "script.py"
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent.parent), str(here.parent.parent.parent)]
+    script.write_text(KILLED.format(paths=paths, folder=str(folder)))
+    chance = random.Random(0)
+    kept: dict = {}
+    for _ in range(3):
+        shards_kept = len(list(folder.glob("0*")))
+        process = subprocess.Popen([sys.executable, script], start_new_session=True)
+        end = time.monotonic() + 60  # killed soon after the next shard
+        while process.poll() is None and len(list(folder.glob("0*"))) <= shards_kept:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        now = {f: f.stat().st_mtime_ns for f in folder.glob("0*/*")}
+        assert now.items() >= kept.items(), "a finished shard was made again"
+        kept = now
+    assert kept
+    made(folder, workers=2)
+    assert files(folder) == files(whole)
+
+
+def test_an_error_leaves_what_is_finished_and_names_the_record(tmp_path):
+    texts = [some(n % 23) for n in range(120)]
+    labelled = records(texts, labels=["no"] * 100 + ["maybe"] * 20)
+    make = partial(label_examples, length=32, classes=("no", "yes"))
+    with pytest.raises(ValueError, match=r"f:101: label 'maybe' is not among"):
+        prepare(tmp_path / "x", labelled, Numbers(), make, {"of": "labels"}, chunk=400, workers=2)
+    assert (tmp_path / "x" / "00000" / "shard.json").exists()
+    assert not list((tmp_path / "x").glob(".0*"))
+
+
+def test_labels_keep_the_number_of_their_record(tmp_path):
+    labelled = records([some(n % 23) for n in range(60)], labels=[str(n) for n in range(60)])
+    make = partial(label_examples, length=32, classes=None)
+    table = prepare(tmp_path / "x", labelled, Numbers(), make, {"of": "labels"}, chunk=400, workers=2)
+    read = table.read(np.arange(len(table)))
+    assert (read["labels"][:, 0] == read["example"][:, 0, 1]).all()
+    assert len(table) == 60
+
+
+def test_no_disk_left(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(tmp_path / "x", DOCUMENTS, Numbers(), MAKE, {"of": "a test"})
+    assert [f.name for f in (tmp_path / "x").iterdir()] == ["key.json"]
+    prepare(tmp_path / "x", DOCUMENTS, Numbers(), MAKE, {"of": "a test"})
+
+
+def test_chunks_hold_every_record_in_order():
+    assert sum(chunks(DOCUMENTS, 100), []) == DOCUMENTS  # noqa: RUF017
+    assert all(sum(len(r.text) for r in chunk) >= 100 for chunk in list(chunks(DOCUMENTS, 100))[:-1])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"), [([], "holds no record"), (["", " "], "none of 2 documents has a token")]
+)
+def test_nothing_to_prepare(tmp_path, texts, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path / "x", records(texts), Numbers(), MAKE, {})

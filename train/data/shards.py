@@ -1,0 +1,164 @@
+"""Rows on disk: a folder of shards, each there whole or not at all, and a manifest once all of them are.
+
+    FOLDER/key.json            what the rows are made from; written first, never changed
+    FOLDER/00000/tokens.npy    a shard: one array a file, fixed-length rows, so that any row is one seek away
+    FOLDER/00000/shard.json    its counts and the checksums of its files
+    FOLDER/manifest.json       all of that in one, written last
+
+The arrays are numpy's own format, mapped when read: rows of one length need no index, and a row read in random order
+costs a hundredth of a record of ArrayRecord (see the README).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_LAYOUT = 2  # raise it when the code that makes or stores rows changes what it makes
+_VERIFY = (
+    64 * 2**20
+)  # bytes: up to here checksums are verified whenever a folder is opened, in under a tenth of a second
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """The text that names what rows are made from. Raises ValueError for facts that are not JSON."""
+    try:
+        return json.dumps({"layout": _LAYOUT, **facts}, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(
+            f"the key of prepared rows must be JSON ({error}): give fingerprints and plain values"
+        ) from None
+
+
+def name_of(key: str) -> str:
+    """A folder's name for a key."""
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+def begin(folder: Path, key: str) -> None:
+    """Makes the folder for these rows. Raises ValueError where it holds others, and touches nothing then."""
+    file = folder / "key.json"
+    if file.exists():
+        was, now = (json.loads(x) for x in (file.read_text(), key))
+        if was != now:
+            differing = ", ".join(k for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k))
+            raise ValueError(f"{folder} holds rows made from something else ({differing} differ); take another folder")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no prepared rows; take another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(file, key)
+
+
+def is_there(folder: Path, number: int) -> bool:
+    return (folder / _name(number) / "shard.json").exists()
+
+
+def write(folder: Path, number: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Stores a shard; it appears whole or not at all. Where another process was first, its shard stays."""
+    to = folder / _name(number)
+    partial = folder / f".{_name(number)}.{uuid.uuid4().hex}"
+    partial.mkdir()
+    try:
+        files = {}
+        for name, array in arrays.items():
+            file = partial / f"{name}.npy"
+            with open(file, "wb") as stream:
+                np.save(stream, array, allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+            files[name] = {"bytes": file.stat().st_size, "checksum": _checksum(file)}
+        _write(partial / "shard.json", json.dumps({**facts, "files": files}))
+        try:
+            partial.rename(to)
+        except OSError:
+            if not is_there(folder, number):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def finish(folder: Path, count: int, report: Mapping[str, Any]) -> bool:
+    """Writes the manifest if all `count` shards are there; whether it did. `report` is merged with the shards' own."""
+    if not all(is_there(folder, n) for n in range(count)):
+        return False
+    found = [json.loads((folder / _name(n) / "shard.json").read_text()) for n in range(count)]
+    for leftover in folder.glob(".*"):  # of processes that were killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    totals = {name: sum(shard["report"][name] for shard in found) for name in found[0]["report"]}
+    totals["padding"] = 1 - totals["tokens"] / max(1, totals["rows"] * found[0]["length"])
+    key = json.loads((folder / "key.json").read_text())
+    _write(
+        folder / "manifest.json", json.dumps({"key": key, "report": {**totals, **report}, "shards": found}, indent=1)
+    )
+    return True
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished folder. Raises ValueError where there is none, or it is of another layout."""
+    file = folder / "manifest.json"
+    if not file.exists():
+        if (folder / "key.json").exists():
+            raise ValueError(f"{folder} is not finished: run what prepares it again, and it goes on from there")
+        raise ValueError(f"{folder} holds no prepared rows; expected a folder that train.data.prepare has made")
+    found = json.loads(file.read_text())
+    if found["key"].get("layout") != _LAYOUT:
+        raise ValueError(
+            f"{folder} was prepared with layout {found['key'].get('layout')}, expected {_LAYOUT}: prepare again"
+        )
+    return found
+
+
+def fingerprint(manifest: Mapping[str, Any]) -> str:
+    """Hash of the bytes of all the files."""
+    sums = [file["checksum"] for shard in manifest["shards"] for _, file in sorted(shard["files"].items())]
+    return hashlib.blake2b("".join(sums).encode(), digest_size=16).hexdigest()
+
+
+def check(folder: Path, manifest: Mapping[str, Any], checksums: bool | None = None) -> None:
+    """Raises ValueError for the first file that is missing or not what was written.
+
+    By size, and by checksum if `checksums`; None verifies checksums where all files together are small.
+    """
+    total = sum(file["bytes"] for shard in manifest["shards"] for file in shard["files"].values())
+    checksums = total <= _VERIFY if checksums is None else checksums
+    for number, shard in enumerate(manifest["shards"]):
+        for name, facts in shard["files"].items():
+            file = folder / _name(number) / f"{name}.npy"
+            same = file.exists() and file.stat().st_size == facts["bytes"]
+            if not same or (checksums and _checksum(file) != facts["checksum"]):
+                raise ValueError(
+                    f"{file} is missing or not what was written; delete {file.parent} and {folder / 'manifest.json'}, "
+                    f"prepare again, and only that shard is made again"
+                )
+
+
+def arrays(folder: Path, number: int) -> dict[str, np.ndarray]:
+    """A shard's arrays, mapped."""
+    return {
+        file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in (folder / _name(number)).glob("*.npy")
+    }
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}"
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_text(text + "\n")
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _checksum(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

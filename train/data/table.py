@@ -1,0 +1,199 @@
+"""Tables: what a loader reads. Rows by their number, from memory, from shards on disk, or from a mixture of tables."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from train.data import shards
+from train.data.shuffle import order
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Table(Protocol):
+    """N rows, each with the same arrays."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these rows from others; "" where nobody asked."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of these numbers, int64 [n] -> by name [n, ...], in the dtypes of `model/types.py`."""
+        ...
+
+    def shuffled(self, places: np.ndarray, seed: int) -> np.ndarray:
+        """Which rows lie at `places` [n] of an endless sequence, int64 [n]."""
+        ...
+
+
+class Memory:
+    """A table of arrays [N, ...], in memory or mapped. Raises ValueError where their lengths differ."""
+
+    fingerprint = ""
+
+    def __init__(self, arrays: Arrays):
+        counts = {name: len(array) for name, array in arrays.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"rows of each array: {counts}; expected one number for all")
+        self._arrays, self._rows = arrays, next(iter(counts.values()), 0)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.asarray(array[rows], dtype(name, array.dtype)) for name, array in self._arrays.items()}
+
+    def shuffled(self, places: np.ndarray, seed: int) -> np.ndarray:
+        return order(places, len(self), seed)
+
+
+class Shards:
+    """The table that `train.data.prepare` left in a folder. Rows are read from the files, which are mapped.
+
+    `report` counts what went in. Raises ValueError where the folder is unfinished, or a file is missing or is not
+    what was written (by its size; by its checksum too where the whole is small).
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = shards.manifest(folder)
+        self.report: dict[str, Any] = self.manifest["report"]
+        shards.check(folder, self.manifest)
+        counts = [shard["rows"] for shard in self.manifest["shards"]]
+        self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
+        examples = np.array([shard["examples"] for shard in self.manifest["shards"]])
+        self._first_example = np.cumsum(examples) - examples
+        self._open = functools.lru_cache(1024)(functools.partial(shards.arrays, folder))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the bytes of all its rows."""
+        return shards.fingerprint(self.manifest)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        at = np.searchsorted(self._ends, rows, side="right")
+        by_shard = np.argsort(at, kind="stable")
+        pieces = []
+        for same in np.split(by_shard, np.flatnonzero(np.diff(at[by_shard])) + 1):
+            number = int(at[same[0]])
+            stored = {name: array[rows[same] - self._starts[number]] for name, array in self._open(number).items()}
+            pieces.append(_unfolded(stored, int(self._first_example[number])))
+        back = np.argsort(by_shard)
+        return {name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[0]}
+
+    def shuffled(self, places: np.ndarray, seed: int) -> np.ndarray:
+        return order(places, len(self), seed)
+
+
+class Mixture:
+    """Tables by weight: of every cycle of the sequence each table has its exact share, in a shuffled order.
+
+    Weights are the decimals they are written as: 0.7 and 0.3 make a cycle of ten, 7 and 3 of them. A table that is
+    through begins its next epoch, whatever the others do. Rows are numbered table after table; `example` holds the
+    table's number as its source.
+
+    Raises ValueError for no table, a weight that is not above zero, or tables whose arrays differ in name or shape.
+    """
+
+    def __init__(self, tables: Sequence[Table], weights: Sequence[float]):
+        if len(tables) != len(weights) or not tables:
+            raise ValueError(f"{len(tables)} tables and {len(weights)} weights; expected as many of each, at least one")
+        if any(not weight > 0 for weight in weights):
+            raise ValueError(f"weights={tuple(weights)}: expected numbers above zero; leave out a table not wanted")
+        looks = [{k: x.shape[1:] for k, x in table.read(np.arange(1)).items()} for table in tables]
+        if any(look != looks[0] for look in looks):
+            raise ValueError(f"tables of a mixture must be alike, and these have {' / '.join(map(str, looks))}")
+        self._tables = tables
+        sizes = [len(table) for table in tables]
+        self._ends = np.cumsum(sizes)
+        self._starts = self._ends - sizes
+        shares = [Fraction(str(weight)) for weight in weights]
+        whole = sum(shares)
+        parts = [share / whole for share in shares]
+        cycle = int(np.lcm.reduce(np.array([part.denominator for part in parts], object)))
+        self._counts = np.array([int(part * cycle) for part in parts], np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        return " ".join(table.fingerprint for table in self._tables)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        at = np.searchsorted(self._ends, rows, side="right")
+        out: dict[str, np.ndarray] = {}
+        for number in np.unique(at):
+            same = np.flatnonzero(at == number)
+            for name, array in self._tables[number].read(rows[same] - self._starts[number]).items():
+                if name == "example":
+                    array[..., 0] = number
+                out.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))[same] = array
+        return out
+
+    def shuffled(self, places: np.ndarray, seed: int) -> np.ndarray:
+        ends = np.cumsum(self._counts)
+        slot = order(places, int(ends[-1]), seed)  # of the cycle, each once a cycle
+        number = np.searchsorted(ends, slot, side="right")
+        taken = places // ends[-1] * self._counts[number] + slot - (ends - self._counts)[number]
+        out = np.empty_like(places)
+        for n in np.unique(number):
+            same = number == n
+            out[same] = self._starts[n] + self._tables[n].shuffled(taken[same], seed)
+        return out
+
+
+def table(rows: Table | Arrays) -> Table:
+    """A table, also of plain arrays."""
+    return Memory(rows) if isinstance(rows, Mapping) else rows
+
+
+def dtype(name: str, stored: np.dtype) -> type:
+    """What `model/types.py` says, whatever narrower type is stored."""
+    if np.issubdtype(stored, np.floating):
+        return np.float32
+    return np.uint32 if name == "example" else np.int32
+
+
+def folded(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Rows as they are stored, in less than half the space: the sizes of a row's segments stand for `segments` and
+    `positions`, the index of an example for `example`, and whole numbers are as narrow as they can be.
+    """
+    segments, slots = arrays["segments"], arrays["example"].shape[1]
+    sizes = np.stack([(segments == slot + 1).sum(1) for slot in range(slots)], 1)
+    rest = {k: x for k, x in arrays.items() if k not in ("segments", "positions", "example")}
+    stored = rest | {"sizes": sizes, "index": arrays["example"][..., 1]}
+    return {name: x if np.issubdtype(x.dtype, np.floating) else _narrow(x) for name, x in stored.items()}
+
+
+def _narrow(x: np.ndarray) -> np.ndarray:
+    low, high = (int(x.min()), int(x.max())) if x.size else (0, 0)
+    return x.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
+
+
+def _unfolded(stored: dict[str, np.ndarray], first_example: int) -> dict[str, np.ndarray]:
+    sizes, index = stored.pop("sizes").astype(np.int64), stored.pop("index")
+    arrays: dict[str, np.ndarray] = {name: np.asarray(x, dtype(name, x.dtype)) for name, x in stored.items()}
+    length = arrays["tokens"].shape[1]
+    ends = np.cumsum(sizes, 1)
+    place = np.arange(length)
+    slot = (place[None, :, None] >= ends[:, None, :]).sum(-1)
+    there = place < ends[:, -1:]
+    starts = np.take_along_axis(ends - sizes, np.minimum(slot, sizes.shape[1] - 1), 1)
+    arrays["segments"] = np.where(there, slot + 1, 0).astype(np.int32)
+    arrays["positions"] = np.where(there, place - starts, 0).astype(np.int32)
+    here = sizes > 0
+    example = np.where(here, index.astype(np.int64) + first_example, 0).astype(np.uint32)
+    arrays["example"] = np.stack([np.zeros_like(example), example], -1)
+    return arrays
