@@ -99,7 +99,8 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
         raise ValueError("there is no text to predict for")
     length = trained.made.data.get("length", trained.backbone.config.max_length)
     unlabelled = [record._replace(label=None) for record in records]
-    arrays, report = label_examples(unlabelled, Masking(trained.tokenizer), length, None, truncate=True)
+    rows = label_examples(unlabelled, Masking(trained.tokenizer), length, None, truncate=True)
+    arrays, report = rows.arrays, rows.report
     if report["truncated"]:
         print(f"warning: {report['truncated']} of {len(records)} texts were cut to {length} tokens", file=sys.stderr)
 
@@ -112,8 +113,8 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
     run = jax.jit(one)
     batch = _rows_a_batch(trained, len(records))
     done = 0
-    for rows in evaluation_batches(arrays, batch, over_rows(trained.mesh)):
-        found = jax.device_get(run(trained.params, rows))
+    for given in evaluation_batches(arrays, batch, over_rows(trained.mesh)):
+        found = jax.device_get(run(trained.params, given))
         for i, record in enumerate(records[done : done + batch]):
             said = _said(trained, {k: x[i] for k, x in found.items()}, arrays["tokens"][done + i], record)
             yield {"text": record.text} | ({} if record.pair is None else {"pair": record.pair}) | said

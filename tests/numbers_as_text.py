@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from objectives.types import Vocab
+from objectives.vocab import Vocab
 from train.data.source import Record
 
 PAD, UNK, CLS, SEP, MASK = range(5)

@@ -19,7 +19,7 @@ from typing import Any
 from train.data import shards
 from train.data.rows import Rows
 from train.data.source import Record
-from train.data.table import Shards, folded
+from train.data.table import Shards
 from train.data.tokenizer import Tokenizer
 
 CHUNK = 16 * 2**20  # characters: of English 4 million tokens, and a few hundred MB while they are packed
@@ -132,9 +132,9 @@ def _settle(running: set[Future], tell: Callable[[int, dict], None]) -> set[Futu
 def _make_one(folder: Path, number: int, records: list[Record], tokenizer: Tokenizer, make: Make) -> dict[str, Any]:
     rows = make(records, tokenizer)
     report = {name: value for name, value in rows.report.items() if isinstance(value, int)}
-    count, length = rows.arrays["tokens"].shape
-    facts = {"rows": count, "length": length, "examples": report.get("pieces", len(records)), "report": report}
-    shards.write(folder, number, folded(rows.arrays), facts)
+    length = rows.stored["tokens"].shape[1]
+    facts = {"rows": len(rows), "length": length, "examples": report.get("pieces", len(records)), "report": report}
+    shards.write(folder, number, rows.stored, facts)
     return report
 
 

@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,24 @@ from train.data.tokenizer import Tokenizer
 _CHUNK = 4096  # records tokenized in one call: enough to share among threads, few enough to hold
 
 
-class Rows(NamedTuple):
-    """`arrays` by name, [N, ...] each; `report` counts what went in: plain numbers, to be printed."""
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """N rows as they are stored, and a report that counts what went in: plain numbers, to be printed.
 
-    arrays: dict[str, np.ndarray]
+    stored:  arrays by name, [N, ...] each: those of the batch's format, but for `sizes` [N, S], the tokens of each
+             segment, from which `segments` and `positions` follow, and `index` [N, S], the example each one is
+    """
+
+    stored: dict[str, np.ndarray]
     report: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.stored["tokens"])
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The rows in the batch's format."""
+        return unfold(self.stored)
 
 
 def pack_documents(source: Iterable[Record], tokenizer: Tokenizer, length: int, segments: int = 8) -> Rows:
@@ -39,14 +53,20 @@ def pack_documents(source: Iterable[Record], tokenizer: Tokenizer, length: int, 
         documents += 1
         empty += not len(ids)
         split += len(ids) > length - 2
-        for start in range(0, len(ids), length - 2):
-            piece = ids[start : start + length - 2]
-            parts += cls, piece, sep
-            sizes.append(len(piece) + 2)
+        whole, rest = divmod(len(ids), length - 2)
+        if whole:
+            pieces = np.empty((whole, length), np.int32)
+            pieces[:, 0], pieces[:, -1] = cls, sep
+            pieces[:, 1:-1] = ids[: whole * (length - 2)].reshape(whole, -1)
+            parts.append(pieces.reshape(-1))
+            sizes += [length] * whole
+        if rest:
+            parts += cls, ids[-rest:], sep
+            sizes.append(rest + 2)
     flat = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-    arrays = _fill(np.array(sizes, np.int64), {"tokens": flat}, length, segments)
+    stored = _fill(np.array(sizes, np.int64), {"tokens": flat}, length, segments)
     report = {"documents": documents, "pieces": len(sizes), "split": split, "empty": empty}
-    return Rows(arrays, report | _space(arrays))
+    return Rows(stored, report | _space(stored))
 
 
 def label_examples(
@@ -106,8 +126,8 @@ def label_examples(
         if len(labels) != len(sizes):
             raise ValueError(f"{len(labels)} of {len(sizes)} records have a label; expected all of them or none")
         owned["labels"] = np.array(labels, np.float32 if classes is None else np.int32)
-    arrays = _fill(np.sum(sizes, axis=1), flat, length, segments, owned)
-    return Rows(arrays, {"documents": len(sizes), "truncated": truncated} | _space(arrays))
+    stored = _fill(np.sum(sizes, axis=1), flat, length, segments, owned)
+    return Rows(stored, {"documents": len(sizes), "truncated": truncated} | _space(stored))
 
 
 def empty_rows(arrays: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
@@ -161,6 +181,30 @@ def _label(record: Record, classes: tuple[str, ...] | None) -> float:
     return classes.index(record.label)
 
 
+def unfold(stored: Mapping[str, np.ndarray], first_example: int = 0) -> dict[str, np.ndarray]:
+    """Rows of the batch's format, in its dtypes, from stored ones; `first_example` is added to the examples' index."""
+    sizes = stored["sizes"].astype(np.int64)
+    rest = {name: x for name, x in stored.items() if name not in ("sizes", "index")}
+    arrays: dict[str, np.ndarray] = {name: np.asarray(x, dtype(name, x.dtype)) for name, x in rest.items()}
+    ends = np.cumsum(sizes, 1)
+    place = np.arange(arrays["tokens"].shape[1])
+    slot = (place[None, :, None] >= ends[:, None, :]).sum(-1)
+    there = place < ends[:, -1:]
+    starts = np.take_along_axis(ends - sizes, np.minimum(slot, sizes.shape[1] - 1), 1)
+    arrays["segments"] = np.where(there, slot + 1, 0).astype(np.int32)
+    arrays["positions"] = np.where(there, place - starts, 0).astype(np.int32)
+    index = np.where(sizes > 0, stored["index"].astype(np.int64) + first_example, 0).astype(np.uint32)
+    arrays["example"] = np.stack([np.zeros_like(index), index], -1)
+    return arrays
+
+
+def dtype(name: str, stored: np.dtype) -> type:
+    """What `model/types.py` says, whatever narrower type is stored."""
+    if np.issubdtype(stored, np.floating):
+        return np.float32
+    return np.uint32 if name == "example" else np.int32
+
+
 def _fill(
     sizes: np.ndarray,
     flat: dict[str, np.ndarray],
@@ -168,32 +212,41 @@ def _fill(
     segments: int,
     owned: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Lays pieces of `sizes` [P] out in rows.
+    """Lays pieces of `sizes` [P] out in rows, as they are stored.
 
     flat:   arrays by name of all pieces' tokens one after the other, int32 [sum of sizes]
     owned:  arrays by name of what a piece has as a whole, [P], which become [N, segments]
     """
     places = pack(sizes, length, segments)
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    to = np.repeat(places.row * length + places.offset, sizes) + within
+    first = np.cumsum(sizes) - sizes
+    to = np.arange(sizes.sum()) + np.repeat(places.row * length + places.offset - first, sizes)
 
     def laid_out(values: np.ndarray) -> np.ndarray:
-        out = np.zeros(places.rows * length, np.int32)
-        out[to] = values
+        narrow = _narrow(values)
+        out = np.zeros(places.rows * length, narrow.dtype)
+        out[to] = narrow
         return out.reshape(places.rows, length)
 
-    arrays = {name: laid_out(values) for name, values in flat.items()}
-    arrays["segments"] = laid_out(np.repeat(places.slot + 1, sizes))
-    arrays["positions"] = laid_out(within)
-    arrays["example"] = np.zeros((places.rows, segments, 2), np.uint32)
-    arrays["example"][places.row, places.slot, 1] = np.arange(len(sizes))
-    for name, values in (owned or {}).items():
-        arrays[name] = np.zeros((places.rows, segments), values.dtype)
-        arrays[name][places.row, places.slot] = values
-    return arrays
+    def by_slot(values: np.ndarray) -> np.ndarray:
+        out = np.zeros((places.rows, segments), values.dtype)
+        out[places.row, places.slot] = values
+        return out
+
+    stored = {name: laid_out(values) for name, values in flat.items()}
+    whole = {"sizes": sizes, "index": np.arange(len(sizes))} | dict(owned or {})
+    return stored | {name: by_slot(_narrow(values)) for name, values in whole.items()}
 
 
-def _space(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _narrow(x: np.ndarray) -> np.ndarray:
+    """Whole numbers in the narrowest type that holds them, which files and memory are spared for."""
+    if np.issubdtype(x.dtype, np.floating):
+        return x
+    low, high = (int(x.min()), int(x.max())) if x.size else (0, 0)
+    return x.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
+
+
+def _space(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Counts of a filled layout: tokens with [CLS] and [SEP], rows, and the share of positions that is padding."""
-    filled = int(np.count_nonzero(arrays["segments"]))
-    return {"tokens": filled, "rows": len(arrays["segments"]), "padding": 1 - filled / max(1, arrays["segments"].size)}
+    filled = int(stored["sizes"].sum(dtype=np.int64))
+    rows, length = stored["tokens"].shape
+    return {"tokens": filled, "rows": rows, "padding": 1 - filled / max(1, rows * length)}

@@ -11,7 +11,6 @@ costs a hundredth of a record of ArrayRecord (see the README).
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -69,10 +68,7 @@ def write(folder: Path, number: int, arrays: Mapping[str, np.ndarray], facts: Ma
         files = {}
         for name, array in arrays.items():
             file = partial / f"{name}.npy"
-            with open(file, "wb") as stream:
-                np.save(stream, array, allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
+            np.save(file, array, allow_pickle=False)
             files[name] = {"bytes": file.stat().st_size, "checksum": _checksum(file)}
         _write(partial / "shard.json", json.dumps({**facts, "files": files}))
         try:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from train.data import shards
+from train.data.rows import dtype, unfold
 from train.data.shuffle import order
 
 Arrays = Mapping[str, np.ndarray]
@@ -88,7 +89,7 @@ class Shards:
         for same in np.split(by_shard, np.flatnonzero(np.diff(at[by_shard])) + 1):
             number = int(at[same[0]])
             stored = {name: array[rows[same] - self._starts[number]] for name, array in self._open(number).items()}
-            pieces.append(_unfolded(stored, int(self._first_example[number])))
+            pieces.append(unfold(stored, int(self._first_example[number])))
         back = np.argsort(by_shard)
         return {name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[0]}
 
@@ -157,43 +158,3 @@ class Mixture:
 def table(rows: Table | Arrays) -> Table:
     """A table, also of plain arrays."""
     return Memory(rows) if isinstance(rows, Mapping) else rows
-
-
-def dtype(name: str, stored: np.dtype) -> type:
-    """What `model/types.py` says, whatever narrower type is stored."""
-    if np.issubdtype(stored, np.floating):
-        return np.float32
-    return np.uint32 if name == "example" else np.int32
-
-
-def folded(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Rows as they are stored, in less than half the space: the sizes of a row's segments stand for `segments` and
-    `positions`, the index of an example for `example`, and whole numbers are as narrow as they can be.
-    """
-    segments, slots = arrays["segments"], arrays["example"].shape[1]
-    sizes = np.stack([(segments == slot + 1).sum(1) for slot in range(slots)], 1)
-    rest = {k: x for k, x in arrays.items() if k not in ("segments", "positions", "example")}
-    stored = rest | {"sizes": sizes, "index": arrays["example"][..., 1]}
-    return {name: x if np.issubdtype(x.dtype, np.floating) else _narrow(x) for name, x in stored.items()}
-
-
-def _narrow(x: np.ndarray) -> np.ndarray:
-    low, high = (int(x.min()), int(x.max())) if x.size else (0, 0)
-    return x.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
-
-
-def _unfolded(stored: dict[str, np.ndarray], first_example: int) -> dict[str, np.ndarray]:
-    sizes, index = stored.pop("sizes").astype(np.int64), stored.pop("index")
-    arrays: dict[str, np.ndarray] = {name: np.asarray(x, dtype(name, x.dtype)) for name, x in stored.items()}
-    length = arrays["tokens"].shape[1]
-    ends = np.cumsum(sizes, 1)
-    place = np.arange(length)
-    slot = (place[None, :, None] >= ends[:, None, :]).sum(-1)
-    there = place < ends[:, -1:]
-    starts = np.take_along_axis(ends - sizes, np.minimum(slot, sizes.shape[1] - 1), 1)
-    arrays["segments"] = np.where(there, slot + 1, 0).astype(np.int32)
-    arrays["positions"] = np.where(there, place - starts, 0).astype(np.int32)
-    here = sizes > 0
-    example = np.where(here, index.astype(np.int64) + first_example, 0).astype(np.uint32)
-    arrays["example"] = np.stack([np.zeros_like(example), example], -1)
-    return arrays

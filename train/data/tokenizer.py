@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from objectives.types import Vocab
+from objectives.vocab import Vocab
 from train.data.source import Record
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4

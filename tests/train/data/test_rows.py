@@ -37,7 +37,8 @@ documents = st.lists(st.lists(st.integers(5, 999), max_size=40), min_size=1, max
 
 @given(documents, st.integers(3, 20), st.integers(1, 5))
 def test_packing_keeps_every_token_once_and_in_order(docs, length, segments):
-    arrays, report = pack_documents(records([" ".join(map(str, d)) for d in docs]), Numbers(), length, segments)
+    rows = pack_documents(records([" ".join(map(str, d)) for d in docs]), Numbers(), length, segments)
+    arrays, report = rows.arrays, rows.report
     n = len(arrays["tokens"])
     assert {k: (v.shape, str(v.dtype)) for k, v in arrays.items()} == {
         "tokens": ((n, length), "int32"),
@@ -82,13 +83,14 @@ def test_pack_fits_best():
 
 def test_rows_do_not_depend_on_how_many_documents_are_tokenized_at_once(monkeypatch):
     docs = records([some(n) for n in (3, 30, 0, 7, 12)])
-    whole = pack_documents(docs, Numbers(), 10, 4)
+    whole = pack_documents(docs, Numbers(), 10, 4).arrays
     monkeypatch.setattr("train.data.rows._CHUNK", 2)
-    np.testing.assert_equal(pack_documents(docs, Numbers(), 10, 4), whole)
+    np.testing.assert_equal(pack_documents(docs, Numbers(), 10, 4).arrays, whole)
 
 
 def test_documents_without_a_token_make_no_row():
-    arrays, report = pack_documents(records(["", " "]), Numbers(), 8, 4)
+    rows = pack_documents(records(["", " "]), Numbers(), 8, 4)
+    arrays, report = rows.arrays, rows.report
     assert {name: array.shape for name, array in arrays.items()} == {
         "tokens": (0, 8), "segments": (0, 8), "positions": (0, 8), "example": (0, 4, 2)
     }  # fmt: skip
@@ -97,7 +99,8 @@ def test_documents_without_a_token_make_no_row():
 
 def test_label_examples_one_to_a_row():
     source = records(["7 8", "", "9"], labels=["no", "yes", "yes"])
-    arrays, report = label_examples(source, Numbers(), 6, classes=("no", "yes"))
+    rows = label_examples(source, Numbers(), 6, classes=("no", "yes"))
+    arrays, report = rows.arrays, rows.report
     assert arrays["tokens"].tolist() == [[CLS, 7, 8, SEP, 0, 0], [CLS, SEP, 0, 0, 0, 0], [CLS, 9, SEP, 0, 0, 0]]
     assert arrays["labels"].tolist() == [[0], [1], [1]]
     assert arrays["labels"].dtype == np.int32
@@ -107,7 +110,7 @@ def test_label_examples_one_to_a_row():
 
 
 def test_label_examples_with_pairs():
-    arrays, _ = label_examples(records(["7 8"], ["9"], ["2.5"]), Numbers(), 7, classes=None)
+    arrays = label_examples(records(["7 8"], ["9"], ["2.5"]), Numbers(), 7, classes=None).arrays
     assert arrays["tokens"].tolist() == [[CLS, 7, 8, SEP, 9, SEP, 0]]
     assert arrays["types"].tolist() == [[0, 0, 0, 0, 1, 1, 0]]
     assert arrays["positions"].tolist() == [[0, 1, 2, 3, 4, 5, 0]]
@@ -127,7 +130,8 @@ def test_without_labels_there_is_no_array_of_labels():
 def test_labels_stay_with_their_text_however_packed(sizes, length, segments):
     texts, pairs, labels = zip(*((some(a, 10), some(b, 100), label) for a, b, label in sizes), strict=True)
     source = records(texts, pairs, labels)
-    arrays, report = label_examples(source, Numbers(), length, ("a", "b", "c"), truncate=True, segments=segments)
+    rows = label_examples(source, Numbers(), length, ("a", "b", "c"), truncate=True, segments=segments)
+    arrays, report = rows.arrays, rows.report
     assert {k: str(v.dtype) for k, v in arrays.items()} == DTYPES | {"labels": "int32"}
     assert arrays["labels"].shape == arrays["example"].shape[:2]
     room = length - 3
@@ -147,7 +151,8 @@ def test_labels_stay_with_their_text_however_packed(sizes, length, segments):
 
 
 def test_a_text_is_cut_at_its_end():
-    arrays, report = label_examples(records(["5 6 7 8 9", "5"]), Numbers(), 5, None, truncate=True)
+    rows = label_examples(records(["5 6 7 8 9", "5"]), Numbers(), 5, None, truncate=True)
+    arrays, report = rows.arrays, rows.report
     assert arrays["tokens"].tolist() == [[CLS, 5, 6, 7, SEP], [CLS, 5, SEP, 0, 0]]
     assert report["truncated"] == 1
 

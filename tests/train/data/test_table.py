@@ -10,7 +10,7 @@ from train.data import shards
 from train.data.loader import Loader
 from train.data.rows import label_examples, pack_documents
 from train.data.source import Record
-from train.data.table import Memory, Mixture, Shards, folded
+from train.data.table import Memory, Mixture, Shards
 
 
 def documents(sizes, first=10):
@@ -20,9 +20,9 @@ def documents(sizes, first=10):
 def stored(folder, *made):
     shards.begin(folder, shards.key_of({"of": "a test"}))
     for number, rows in enumerate(made):
-        facts = {"rows": len(rows.arrays["tokens"]), "length": 12, "examples": rows.report.get("pieces", 1)}
+        facts = {"rows": len(rows), "length": 12, "examples": rows.report.get("pieces", 1)}
         counts = {name: rows.report[name] for name in ("tokens", "rows")}
-        shards.write(folder, number, folded(rows.arrays), facts | {"report": counts})
+        shards.write(folder, number, rows.stored, facts | {"report": counts})
     assert shards.finish(folder, len(made), {})
     return Shards(folder)
 
@@ -59,7 +59,7 @@ def test_examples_are_numbered_over_all_shards(tmp_path):
 
 def test_stored_rows_are_narrow(tmp_path):
     rows = pack_documents(documents([60] * 50), Numbers(), 64, 4)
-    bytes_a_token = sum(x.nbytes for x in folded(rows.arrays).values()) / rows.arrays["tokens"].size
+    bytes_a_token = sum(x.nbytes for x in rows.stored.values()) / rows.arrays["tokens"].size
     assert bytes_a_token < 1.3  # ids below 256 here, and what a row says of itself
 
 
