@@ -1,9 +1,11 @@
 """What a config can get wrong, said before anything compiles."""
 
+import numpy as np
 import pytest
 from toys import config_of, write_reviews
 
 from train import build
+from train.data.loader import Loader
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,54 @@ def test_of_finetuning(folder, tmp_path, path, value, says):
 def test_no_such_stage(folder, tmp_path):
     with pytest.raises(ValueError, match="no stage 'tune'; its stages are pretrain, finetune"):
         build.stage(config_of(folder), "tune", tmp_path)
+
+
+def half(config: dict, low: float, high: float) -> dict:
+    data = config["pretrain"]["data"]
+    return dict(data, source=dict(data["source"], split=(low, high)))
+
+
+def test_a_mixture_and_rows_that_are_prepared_already(folder, tmp_path):
+    alone = build.stage(config_of(folder), "pretrain", tmp_path)
+    prepared = dict(prepared=str(alone.rows.folder))
+    config = config_of(folder)
+    parts = dict(all=dict(prepared, weight=0.75), half=dict(half(config, 0, 0.5), weight=0.25))
+    stage = build.stage(changed(config, "pretrain.data", dict(mixture=parts)), "pretrain", tmp_path)
+    numbers = np.concatenate([Loader(stage.rows, 8).index(n) for n in range(5)])
+    assert (numbers < len(alone.rows)).sum() == 30
+    assert (
+        build.example_batch(build.spec(config, "pretrain"), "pretrain", stage.vocab).keys()
+        == alone.rows.read(np.arange(1)).keys()
+    )
+    assert stage.identity != alone.identity
+
+
+@pytest.mark.parametrize(
+    "data, says",
+    [
+        (dict(), "pretrain.data lacks a source, or the folder of prepared rows, or a mixture"),
+        (dict(mixture=dict(a=dict(prepared="x"))), r"pretrain\.data\.mixture\.a lacks a weight"),
+        (dict(prepared="gone"), "gone holds no prepared rows"),
+        (dict(prepared="gone", length=3), "pretrain.data has no key 'length'"),
+    ],
+)
+def test_data_that_cannot_be(folder, tmp_path, data, says):
+    with pytest.raises(ValueError, match=says):
+        build.stage(changed(config_of(folder), "pretrain.data", data), "pretrain", tmp_path)
+
+
+def test_rows_of_another_tokenizer_are_refused(folder, tmp_path):
+    alone = build.stage(config_of(folder), "pretrain", tmp_path / "one")
+    other = changed(config_of(folder), "tokenizer.size", 45)
+    with pytest.raises(ValueError, match=r"prepared with another tokenizer \(fingerprint .*Prepare again, or load"):
+        build.stage(
+            changed(other, "pretrain.data", dict(prepared=str(alone.rows.folder))), "pretrain", tmp_path / "two"
+        )
+
+
+def test_another_file_under_the_same_name_is_another_experiment(tmp_path):
+    write_reviews(tmp_path / "reviews.tsv")
+    before = build.stage(config_of(tmp_path), "pretrain", tmp_path / "work").identity
+    with open(tmp_path / "reviews.tsv", "a") as file:
+        file.write("one more good film\tpos\n")
+    assert build.stage(config_of(tmp_path), "pretrain", tmp_path / "work").identity != before
