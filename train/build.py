@@ -7,7 +7,7 @@ import importlib.metadata
 import inspect
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -219,10 +219,20 @@ def tokenizer(config: dict, workdir: Path) -> Any:
     return made
 
 
-def rows(section: dict, where: str, tok: Any, workdir: Path) -> Any:
+def to_prepare(section: dict, where: str) -> Iterator[tuple[str, dict]]:
+    """Yields (where, section) of what a `data` section has to have prepared: a mixture's parts, not the mixture."""
+    if "mixture" in section:
+        for name, part in section["mixture"].items():
+            yield from to_prepare({k: v for k, v in part.items() if k != "weight"}, f"{where}.mixture.{name}")
+    elif "prepared" not in section:
+        yield where, section
+
+
+def rows(section: dict, where: str, tok: Any, workdir: Path, **how: Any) -> Any:
     """The table of a `data` section, prepared in the workdir under a hash of all that it is made from.
 
-    Raises ValueError for rows that were prepared with another tokenizer, and for all that `prepare` refuses.
+    `how` goes to `train.data.prepare.prepare`: workers, and this machine's share. Raises ValueError for rows that were
+    prepared with another tokenizer, and for all that `prepare` refuses.
     """
     from train.data.files import expand
     from train.data.prepare import prepare
@@ -247,7 +257,7 @@ def rows(section: dict, where: str, tok: Any, workdir: Path) -> Any:
     facts = {"section": section, "source": source.fingerprint, "tokenizer": tok.vocab.fingerprint}
     factory, keys = bind({k: v for k, v in section.items() if k != "source"}, where, "source", "tokenizer")
     folder = workdir / "data" / name_of(key_of(facts))
-    return prepare(folder, source, tok, partial(factory, **keys), facts, title=f"preparing {where}")
+    return prepare(folder, source, tok, partial(factory, **keys), facts, title=f"preparing {where}", **how)
 
 
 def stage(config: dict, name: str, workdir: Path) -> Stage:

@@ -8,8 +8,9 @@ from typing import Any
 from absl import app, flags
 
 
-def main(help: str, work: Callable[[Any], None], *errors: type[Exception]) -> None:
-    """Parses the flags, `--config` with its overrides among them, and calls `work(config)`.
+def main(help: str, work: Callable[[Any], None], *errors: type[Exception], config_required: bool = True) -> None:
+    """Parses the flags, `--config` with its overrides among them, and calls `work(config)`, with None where no config
+    is given and none is required.
 
     A ValueError, or one of `errors`, ends the program with `error: ...` and exit code 1. The other flags are defined
     by the caller, before; `help` is what --help says above them.
@@ -19,7 +20,8 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception]) -> No
 
     mendable: tuple[type[Exception], ...] = (ValueError, *errors)
     config = config_flags.DEFINE_config_file("config", help_string="the config file; its keys are overridden by path")
-    flags.mark_flag_as_required("config")
+    if config_required:
+        flags.mark_flag_as_required("config")
     sys.modules["__main__"].__doc__ = help
 
     def parse(argv: list[str]) -> list[str]:
@@ -38,7 +40,8 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception]) -> No
         if len(argv) > 1:
             sys.exit(f"error: unexpected arguments {' '.join(argv[1:])}; see --help")
         try:
-            config.value.items()  # raises OSError where the file could not be read
+            if config.value is not None:
+                config.value.items()  # raises OSError where the file could not be read
         except OSError as error:
             sys.exit(_unreadable(error))
         try:

@@ -1,17 +1,21 @@
 """Tokenize once: a source's records become rows of fixed length in shards on disk, in parallel, resumable.
 
+    python -m train.data.prepare --help
+
 The records are read in order and cut into chunks of so many characters; chunk n becomes shard n, by whatever process
 makes it. So the same source, tokenizer and arguments give the same files on any number of workers and machines, and
 what a killed run has finished is not made again.
 """
 
 import contextlib
+import inspect
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -166,3 +170,102 @@ def _progress(title: str) -> Iterator[Callable[[int, dict], None]]:
 def _line(title: str, done: dict, seconds: float) -> str:
     rates = "  ".join(f"{done[k]:,} {k} ({done[k] / seconds:,.0f}/s)" for k in ("documents", "tokens"))
     return f"{title}: {done['shards']} shards  {rates}"
+
+
+_HELP = """Tokenizes and packs texts into rows of fixed length, once, ahead of training (which else does it itself).
+
+What a config needs, all stages or one, into the workdir, where training finds it:
+
+  python -m train.data.prepare --config=configs/pretrain_wiki.py --workdir=runs/wiki
+
+Or any texts into a folder of their own, which a config then names by data=dict(prepared="DIR"), alone or in a mixture:
+
+  python -m train.data.prepare --source='jsonl:$DATA/wiki/*.jsonl.gz' --tokenizer=runs/wiki/tokenizer.model \\
+      --length=512 --out=/data/wiki512
+
+A source is FORMAT:PATH, the format a factory of train.data.source (text, jsonl, csv, ...); the path is a file, a folder
+or a pattern. On several machines that see one folder, give each --shard=i/n, with i from 0 to n-1: in any order, at the
+same time or not; the last to finish writes the manifest. Killed, the same command goes on from the shards that are
+finished.
+"""
+
+
+def _parse_share(text: str) -> tuple[int, int]:
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise ValueError(f"--shard={text}: expected i/n with i below n, as in 0/8")
+    return int(i), int(n)
+
+
+def _parse_source(text: str) -> Any:
+    from train.data import source
+
+    kind, _, path = text.partition(":")
+    ours = [x for x in vars(source).values() if inspect.isfunction(x) and x.__module__ == source.__name__]
+    kinds = [x.__name__ for x in ours if not x.__name__.startswith("_")]
+    if kind not in kinds or not path:
+        raise ValueError(f"--source={text}: expected FORMAT:PATH, with a format of {', '.join(sorted(kinds))}")
+    return getattr(source, kind)(path)
+
+
+def say(where: str, table: Shards | None) -> str:
+    """A line on what was prepared."""
+    if table is None:
+        return f"{where}: this machine's share is done, and others are not; the last to finish writes the manifest"
+    report = table.report
+    counts = ", ".join(f"{value:,} {name}" for name, value in report.items() if name != "padding")
+    return f"{where}: {counts}, {report['padding']:.2%} padding, in {table.folder}"
+
+
+def main() -> None:
+    from absl import flags
+
+    from train import command
+
+    workdir = flags.DEFINE_string("workdir", None, "with --config: the folder that training is given")
+    stage = flags.DEFINE_string("stage", None, "with --config: the one stage to prepare for, instead of all")
+    source = flags.DEFINE_string("source", None, "FORMAT:PATH of texts to prepare")
+    tokenizer = flags.DEFINE_string("tokenizer", None, "the file of a tokenizer")
+    length = flags.DEFINE_integer("length", 512, "tokens of a row")
+    segments = flags.DEFINE_integer("segments", 8, "documents that a row may hold")
+    out = flags.DEFINE_string("out", None, "the folder for the rows")
+    share = flags.DEFINE_string("shard", "0/1", "the part that this machine makes, i/n")
+    workers = flags.DEFINE_integer("workers", None, "processes that tokenize (default: one a core)", lower_bound=1)
+
+    def work(config: Any) -> None:
+        how: dict[str, Any] = dict(workers=workers.value, share=_parse_share(share.value))
+        if config is None:
+            if source.value is None or tokenizer.value is None or out.value is None:
+                raise ValueError("give --source, --tokenizer and --out, or --config and --workdir; see --help")
+            print(say(out.value, _texts(source.value, tokenizer.value, length.value, segments.value, out.value, how)))
+            return
+        if workdir.value is None:
+            raise ValueError("--config needs --workdir, the folder that training is given")
+        from train import build
+
+        config = build.plain(config)
+        names = build.stages(config) if stage.value is None else (stage.value,)
+        folder = Path(workdir.value)
+        for name in names:
+            made = build.spec(config, name)
+            build.check_keys(config, made, name)
+            tok = build.tokenizer(config, folder)
+            for where, section in {"data": made.data, **{f"evals.{k}": v for k, v in made.evals.items()}}.items():
+                for place, part in build.to_prepare(section, f"{name}.{where}"):
+                    print(say(place, build.rows(part, place, tok, folder, **how)))
+
+    command.main(_HELP, work, config_required=False)
+
+
+def _texts(source: str, tokenizer: str, length: int, segments: int, out: str, how: dict) -> Shards | None:
+    from train.data.rows import pack_documents
+    from train.data.tokenizer import load_sentencepiece
+
+    made, tok = _parse_source(source), load_sentencepiece(tokenizer)
+    facts = {"length": length, "segments": segments, "source": made.fingerprint, "tokenizer": tok.vocab.fingerprint}
+    make = partial(pack_documents, length=length, segments=segments)
+    return prepare(Path(out), made, tok, make, facts, title=out, **how)
+
+
+if __name__ == "__main__":
+    main()

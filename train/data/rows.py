@@ -181,7 +181,7 @@ def _label(record: Record, classes: tuple[str, ...] | None) -> float:
     return classes.index(record.label)
 
 
-def unfold(stored: Mapping[str, np.ndarray], first_example: int = 0) -> dict[str, np.ndarray]:
+def unfold(stored: Mapping[str, np.ndarray], first_example: int | np.ndarray = 0) -> dict[str, np.ndarray]:
     """Rows of the batch's format, in its dtypes, from stored ones; `first_example` is added to the examples' index."""
     sizes = stored["sizes"].astype(np.int64)
     rest = {name: x for name, x in stored.items() if name not in ("sizes", "index")}

@@ -88,10 +88,10 @@ class Shards:
         pieces = []
         for same in np.split(by_shard, np.flatnonzero(np.diff(at[by_shard])) + 1):
             number = int(at[same[0]])
-            stored = {name: array[rows[same] - self._starts[number]] for name, array in self._open(number).items()}
-            pieces.append(unfold(stored, int(self._first_example[number])))
+            pieces.append({k: x[rows[same] - self._starts[number]] for k, x in self._open(number).items()})
         back = np.argsort(by_shard)
-        return {name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[0]}
+        stored = {name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[0]}
+        return unfold(stored, self._first_example[at][:, None])
 
     def shuffled(self, places: np.ndarray, seed: int) -> np.ndarray:
         return order(places, len(self), seed)

@@ -14,9 +14,11 @@ import pytest
 from numbers_as_text import Numbers, records, some
 
 from train.data import prepare as preparing
+from train.data import source
 from train.data.prepare import chunks, prepare
 from train.data.rows import label_examples, pack_documents
-from train.data.table import Memory
+from train.data.table import Memory, Shards
+from train.data.tokenizer import train_sentencepiece
 
 MAKE = partial(pack_documents, length=16, segments=4)
 DOCUMENTS = records([some(n % 23) for n in range(120)])
@@ -153,3 +155,39 @@ def test_chunks_hold_every_record_in_order():
 def test_nothing_to_prepare(tmp_path, texts, message):
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "x", records(texts), Numbers(), MAKE, {})
+
+
+def command(*arguments):
+    here = Path(__file__).parents[3]
+    return subprocess.run(
+        [sys.executable, "-m", "train.data.prepare", *arguments], cwd=here, capture_output=True, text=True
+    )
+
+
+def test_the_command(tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(["a film about a film, and so on and so on"] * 50))
+    train_sentencepiece(source.text(str(tmp_path / "texts.txt"), "line"), tmp_path / "tok.model", size=275)
+    given = [f"--source=text:{tmp_path}/texts.txt", f"--tokenizer={tmp_path}/tok.model", f"--out={tmp_path}/out"]
+    done = command(*given, "--length=32")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/out: 1 documents, " in done.stdout
+    assert len(Shards(tmp_path / "out")) > 0
+    again = command(*given, "--length=64")
+    assert again.returncode == 1
+    assert (
+        again.stderr
+        == f"error: {tmp_path}/out holds rows made from something else (length differ); take another folder\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda: preparing._parse_share("3/3"), "--shard=3/3: expected i/n with i below n"),
+        (lambda: preparing._parse_source("jsonll:x"), "expected FORMAT:PATH, with a format of csv, .*jsonl.*text"),
+        (lambda: preparing._parse_source("text"), "--source=text: expected FORMAT:PATH"),
+    ],
+)
+def test_flags_that_cannot_be(read, message):
+    with pytest.raises(ValueError, match=message):
+        read()
