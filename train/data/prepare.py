@@ -7,13 +7,14 @@ makes it. So the same source, tokenizer and arguments give the same files on any
 what a killed run has finished is not made again.
 """
 
+import collections
 import contextlib
 import inspect
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
@@ -96,7 +97,7 @@ def _make_all(
             tell(1, _make_one(folder, *first, tokenizer, make))
         return 1, {}
     count = 0
-    running: set[Future] = set()
+    running: collections.deque[Future] = collections.deque()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             for number, records in _again(first, second, numbered):
@@ -104,10 +105,10 @@ def _make_all(
                 if number % share[1] != share[0] or shards.is_there(folder, number):
                     continue
                 while len(running) > workers:  # one chunk waits, so that no worker does
-                    running = _settle(running, tell)
-                running.add(pool.submit(_make_one, folder, number, records, tokenizer, make))
+                    tell(1, running.popleft().result())  # in order: of several errors the first is the one to mend
+                running.append(pool.submit(_make_one, folder, number, records, tokenizer, make))
             while running:
-                running = _settle(running, tell)
+                tell(1, running.popleft().result())
         except BrokenProcessPool:
             raise ValueError(
                 f"a worker that tokenized was killed, most likely for want of memory: run the same again with fewer "
@@ -124,13 +125,6 @@ def _again(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield second
     del second
     yield from rest
-
-
-def _settle(running: set[Future], tell: Callable[[int, dict], None]) -> set[Future]:
-    done, running = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
-        tell(1, future.result())
-    return running
 
 
 def _make_one(folder: Path, number: int, records: list[Record], tokenizer: Tokenizer, make: Make) -> dict[str, Any]:
