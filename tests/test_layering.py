@@ -23,10 +23,13 @@ ROOMS = {
     "grain": "train/data/",
     "sentencepiece": "train/data/",
     "tokenizers": "train/data/",
+    "pyarrow": "train/data/",
     "zstandard": "train/data/",
+    "array_record": "train/data/",
+    "datasets": "train/data/",
 }
 # imported by the function that needs it, since a machine may train without
-LATE = {"tensorflow_datasets", "zstandard"}
+LATE = {"tensorflow_datasets", "pyarrow", "zstandard", "array_record", "datasets"}
 FILES = [p.relative_to(ROOT) for folder in MAY for p in sorted((ROOT / folder).rglob("*.py"))]
 
 
