@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,30 @@ MASK = "[MASK]"
 def read(path: str) -> list[Record]:
     """Records of a file of texts: .txt a text a line, or .jsonl, .csv, .tsv with columns `text` and maybe `pair`.
 
-    A path may be a pattern or hold variables, and a file may be gzipped, as for `train.data.source`. Raises ValueError
-    where there is no file, another kind of file, or no column `text`.
+    A path may be a pattern or hold variables, and a file may be compressed (.gz, .zst), as for `train.data.source`.
+    Raises ValueError where there is no file, another kind of file, or no column `text`.
     """
     out = []
     for file in files.find(path):
         for row, columns in _columns(file):
+            if isinstance(columns, ValueError):
+                raise columns
             if "text" not in columns:
                 raise ValueError(f"{file}:{row}: no column 'text'; columns found: {', '.join(columns)}")
             out.append(record(columns["text"], columns.get("pair"), f"{file}:{row}"))
     return out
 
 
-def _columns(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    kind = re.sub(r"\.gz$", "", file.name).rpartition(".")[2]
+def _columns(file: Path) -> formats.Rows:
+    kind = re.sub(r"\.(gz|zst)$", "", file.name).rpartition(".")[2]
+    names = ("text", "pair")
     if kind == "jsonl":
-        return formats.jsonl_rows(file)
+        return formats.jsonl_rows(file, names)
     if kind in ("csv", "tsv"):
-        return formats.csv_rows(file, delimiter="," if kind == "csv" else "\t", header=True)
+        return formats.csv_rows(file, names, delimiter="," if kind == "csv" else "\t", header=True)
     if kind == "txt":
-        return ((row, {"text": line.strip()}) for row, line in files.lines(file))
-    raise ValueError(f"{file}: expected a name that ends in .txt, .jsonl, .csv or .tsv (and maybe .gz)")
+        return ((row, wrong or {"text": line.strip()}) for row, line, wrong in files.lines(file))
+    raise ValueError(f"{file}: expected a name that ends in .txt, .jsonl, .csv or .tsv (and maybe .gz or .zst)")
 
 
 def lines(given: Iterable[str], where: str) -> list[Record]:

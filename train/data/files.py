@@ -2,12 +2,15 @@
 
 import glob
 import gzip
+import hashlib
+import io
 import os
 import re
 import zlib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -58,22 +61,95 @@ def expand(path: str) -> str:
     return os.path.expanduser(_VARIABLE.sub(value, path))
 
 
-def lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line with its end) of a UTF-8 file, through gzip where the name ends in `.gz`.
+def lines(file: Path) -> Iterator[tuple[int, str, ValueError | None]]:
+    """Yields (row, line, wrong) of a UTF-8 file, decompressed where its name ends in `.gz` or `.zst`.
+
+    Rows count from 1, and a line keeps its end. `wrong` says what bytes are not UTF-8; the line has U+FFFD for them.
 
     Raises:
-      ValueError: bytes that are not UTF-8, or a gzip stream that is broken or ends early; both with file and line.
+      ValueError: a compressed stream is broken or ends early, with file and row; what came before it was yielded.
     """
     row = 0
     # Read as bytes and decode line by line: a text stream decodes in blocks and cannot say which line was wrong.
-    with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
+    with _open(file) as stream:
         try:
             for row, line in enumerate(stream, start=1):
-                yield row, line.decode("utf-8-sig" if row == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file}:{row}: byte {error.object[error.start]:#04x} at column {error.start + 1} is not UTF-8; "
-                "convert the file, for example with `iconv -f LATIN1 -t UTF-8`"
-            ) from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{file}:{row + 1}: broken or truncated gzip ({error}); copy the file again") from None
+                yield row, *_decode(line, "utf-8-sig" if row == 1 else "utf-8", f"{file}:{row}")
+        except (EOFError, gzip.BadGzipFile, zlib.error, _ZstandardError) as error:
+            kind = {".gz": "gzip", ".zst": "zstandard"}[file.suffix]
+            raise ValueError(f"{file}:{row + 1}: broken or truncated {kind} ({error}); copy the file again") from None
+
+
+def digest(file: Path) -> bytes:
+    """A hash of a file's bytes."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").digest()
+
+
+def _decode(line: bytes, encoding: str, where: str) -> tuple[str, ValueError | None]:
+    try:
+        return line.decode(encoding), None
+    except UnicodeDecodeError as error:
+        wrong = ValueError(
+            f"{where}: byte {error.object[error.start]:#04x} at column {error.start + 1} is not UTF-8; "
+            "convert the file, for example with `iconv -f LATIN1 -t UTF-8`"
+        )
+        return line.decode(encoding, "replace"), wrong
+
+
+def _open(file: Path) -> io.BufferedIOBase:
+    if file.suffix == ".gz":
+        return gzip.open(file, "rb")
+    return io.BufferedReader(_Zstandard(file), 1 << 17) if file.suffix == ".zst" else open(file, "rb")
+
+
+class _ZstandardError(Exception):
+    """A zstandard stream that is broken or ends early."""
+
+
+class _Zstandard(io.RawIOBase):
+    """The decompressed bytes of a file, frame after frame.
+
+    `zstandard`'s own reader takes the end of the file for the end of the stream, wherever that comes.
+    """
+
+    def __init__(self, file: Path):
+        import zstandard
+
+        self._library = zstandard
+        self._file = open(file, "rb")  # noqa: SIM115 (closed by close)
+        self._frame: Any = None
+        self._compressed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            self._compressed = self._compressed or self._file.read(1 << 14)
+            if self._frame is None and not self._compressed:
+                return 0
+            if not self._compressed:
+                raise _ZstandardError("the stream ends inside a frame")
+            self._decompress()
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _decompress(self) -> None:
+        if self._frame is None:
+            # as far as `zstd --long=31` goes: a decoder refuses windows above 128 MiB unless told
+            self._frame = self._library.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        try:
+            self._ready = memoryview(self._frame.decompress(self._compressed))
+        except self._library.ZstdError as error:
+            raise _ZstandardError(str(error)) from None
+        self._compressed = self._frame.unused_data
+        if self._frame.eof:
+            self._frame = None

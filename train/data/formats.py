@@ -1,81 +1,113 @@
-"""Formats of text files: a function reads one file into (row, columns), the row being the line a record begins on."""
+"""Formats of text files: a function reads one file into (row, columns), the row being the line a record begins on.
+
+All formats share this form. `names` are the columns that will be used; a format may give more. In place of columns a
+row may have the error that says what is wrong with it; an error that is raised ends the file.
+"""
 
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from train.data.files import lines
 
-Rows = Iterator[tuple[int, dict[str, Any]]]
+Rows = Iterator[tuple[int, dict[str, Any] | ValueError]]
 
 
-def text_rows(file: Path, *, unit: str) -> Rows:
+def text_rows(file: Path, names: Collection[str], *, unit: str) -> Rows:
     """Plain text, one column `text`: the whole file, each line, or each block of lines between blank lines."""
-    if unit == "line":
-        yield from ((row, {"text": line.strip()}) for row, line in lines(file) if line.strip())
-        return
     block: list[str] = []
-    start = 1
-    for row, line in lines(file):
+    start, wrong = 1, None
+    for row, line, error in lines(file):
         if line.strip() or unit == "file":
             start = start if block else row
             block.append(line)
-        elif block:
-            yield start, {"text": "".join(block).strip()}
-            block = []
+            wrong = wrong or error
+        if block and (unit == "line" or (unit == "block" and not line.strip())):
+            yield start, wrong or {"text": "".join(block).strip()}
+            block, wrong = [], None
     if "".join(block).strip():
-        yield start, {"text": "".join(block).strip()}
+        yield start, wrong or {"text": "".join(block).strip()}
 
 
-def jsonl_rows(file: Path) -> Rows:
+def jsonl_rows(file: Path, names: Collection[str]) -> Rows:
     """One JSON object a line, blank lines aside."""
-    for row, line in lines(file):
-        if not line.strip():
-            continue
-        try:
-            columns = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{row}: not JSON ({error}); expected one object a line") from None
-        if not isinstance(columns, dict):
-            raise ValueError(f"{file}:{row}: found a JSON {type(columns).__name__}, expected one object a line")
-        yield row, columns
+    for row, line, wrong in lines(file):
+        if line.strip():
+            yield row, wrong or _object(line, f"{file}:{row}")
 
 
-def csv_rows(file: Path, *, delimiter: str, header: bool) -> Rows:
+def _object(line: str, where: str) -> dict[str, Any] | ValueError:
+    try:
+        columns = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"{where}: not JSON ({error}); expected one object a line")
+    if not isinstance(columns, dict):
+        return ValueError(f"{where}: found a JSON {type(columns).__name__}, expected one object a line")
+    return columns
+
+
+def csv_rows(file: Path, names: Collection[str], *, delimiter: str, header: bool) -> Rows:
     """Separated values; without a header the columns are named "0", "1", ...
 
-    Tab-separated files have no quoting: GLUE's hold bare quotes. All others quote as RFC 4180 does.
+    Tab-separated files have no quoting: GLUE's hold bare quotes. All others quote as RFC 4180 does; a quote that is
+    never closed takes the rest of the file with it.
     """
-    names: list[str] | None = None
+    found: list[str] | None = None
     for row, fields in (_tab_fields if delimiter == "\t" else _quoted_fields)(file, delimiter):
-        if names is None:
-            names = fields if header else [str(i) for i in range(len(fields))]
-            if header:
-                continue
-        if len(fields) != len(names):
-            raise ValueError(
-                f"{file}:{row}: found {len(fields)} fields, expected {len(names)} "
-                f"({', '.join(names)}) as in the first row; check delimiter={delimiter!r} and the quoting"
-            )
-        yield row, dict(zip(names, fields, strict=True))
+        if isinstance(fields, ValueError):
+            if header and found is None:
+                raise fields
+            yield row, fields
+        elif found is None and header:
+            found = fields
+        else:
+            found = found or [str(i) for i in range(len(fields))]
+            if len(fields) == len(found):
+                yield row, dict(zip(found, fields, strict=True))
+            else:
+                yield (
+                    row,
+                    ValueError(
+                        f"{file}:{row}: found {len(fields)} fields, expected {len(found)} ({', '.join(found)}) as in "
+                        f"the first row; check delimiter={delimiter!r} and the quoting"
+                    ),
+                )
 
 
-def _tab_fields(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    return ((row, line.rstrip("\r\n").split(delimiter)) for row, line in lines(file) if line.rstrip("\r\n"))
+Fields = Iterator[tuple[int, list[str] | ValueError]]
 
 
-def _quoted_fields(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _tab_fields(file: Path, delimiter: str) -> Fields:
+    for row, line, wrong in lines(file):
+        if line.rstrip("\r\n"):
+            yield row, wrong or line.rstrip("\r\n").split(delimiter)
+
+
+def _quoted_fields(file: Path, delimiter: str) -> Fields:
     csv.field_size_limit(sys.maxsize)  # 128 KiB by default, and a document may be longer
+    wrong: list[ValueError] = []  # of the lines of one row
+
+    def read() -> Iterator[str]:
+        for _, line, error in lines(file):
+            if error:
+                wrong.append(error)
+            yield line
+
     # strict: a stray quote is otherwise read as text, and swallows every row up to the next one
-    reader = csv.reader((line for _, line in lines(file)), delimiter=delimiter, strict=True)
-    row = 1
-    try:
-        for fields in reader:
-            if fields:
-                yield row, fields
-            row = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{file}:{row}: broken row ({error}); check delimiter={delimiter!r} and the quoting") from None
+    reader = csv.reader(read(), delimiter=delimiter, strict=True)
+    while True:
+        row = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the reader goes on with the next line
+            check = f"check delimiter={delimiter!r} and the quoting"
+            yield row, ValueError(f"{file}:{row}: broken row ({error}); {check}")
+        else:
+            if wrong or fields:
+                yield row, wrong[0] if wrong else fields
+        wrong.clear()

@@ -1,4 +1,4 @@
-"""Sources: records read lazily from text, jsonl and csv files, the same ones in the same order every time.
+"""Sources: records read lazily from files or prepared datasets, the same ones in the same order every time.
 
     from train.data import source
 
@@ -10,21 +10,21 @@
 Arguments are plain Python values, so that a config can name a factory by import path and give them.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.data import formats
-from train.data.files import find
+from train.data import arrayrecord, arrow, files, formats
 
 
 class Record(NamedTuple):
-    """A document or an example: `where` is "file:row", the line it begins on."""
+    """A document or an example: `where` is "file:row", from 1: the line it begins on, if there are lines."""
 
     text: str
     pair: str | None
@@ -36,14 +36,19 @@ class Record(NamedTuple):
 class Source:
     """Records of some files, filtered in this order; iterable again and again.
 
-    path:     paths as `files.find` takes them; a file named twice is read once
-    rows:     reads one file into (row, columns), a `functools.partial` of a function in `train.data.formats`
+    path:     paths or names as `find` takes them; a file found twice is read once
+    rows:     reads one file into (row, columns): a `functools.partial` of a function as `train.data.formats` says
     columns:  the columns that become text, pair and label; None where there is none
+    find:     the files of a path
+    digest:   a hash of all that a file's rows depend on
     where:    keep records whose column equals the value, both as text
     split:    keep records whose text, hashed to a fraction in [0, 1), lies in [lo, hi). White space does not count, and
               neither order nor the other records matter, so copies of a text never fall on both sides of a split
     unique:   keep the first of records equal in text and pair
     limit:    keep this many records, a sample by a second hash of the text, in their order
+    on_error: "raise" for whatever a file has wrong, or "skip": such rows are left out and counted. Where a file cannot
+              be read on (a truncated stream, a missing column) its rest is left out and counts as one
+    skipped:  the count of the latest reading, by file
 
     Iterating raises ValueError, with file and row, for whatever a file has wrong, and if no record is kept.
     """
@@ -51,16 +56,24 @@ class Source:
     path: tuple[str, ...]
     rows: functools.partial[formats.Rows]
     columns: tuple[str, str | None, str | None] = ("text", None, None)
+    find: Callable[[str], list[Path]] = files.find
+    digest: Callable[[Path], bytes] = files.digest
     where: tuple[tuple[str, str], ...] = ()
     split: tuple[float, float] | None = None
     unique: bool = False
     limit: int | None = None
+    on_error: str = "raise"
+    skipped: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self):
         if self.split is not None and (len(self.split) != 2 or not 0 <= self.split[0] < self.split[1] <= 1):
             raise ValueError(f"split={self.split}: expected fractions (lo, hi) with 0 <= lo < hi <= 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: expected at least 1 record, or None for all")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error={self.on_error!r}: expected "raise" or "skip"')
 
     def __iter__(self) -> Iterator[Record]:
         records = self._kept()
@@ -73,15 +86,17 @@ class Source:
     @functools.cached_property
     def files(self) -> tuple[Path, ...]:
         """The files read, in order."""
-        return tuple(dict.fromkeys(file for path in self.path for file in find(path)))
+        return tuple(dict.fromkeys(file for path in self.path for file in self.find(path)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the files' bytes and of every argument but the path: the same data elsewhere has the same one."""
+        """Hash of what the files hold and of the arguments: the same data elsewhere has the same one.
+
+        Neither the path counts nor `on_error`: what can be read without an error is the same with either.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for file in self.files:
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+            digest.update(self.digest(file))
         arguments = (
             self.rows.func.__name__,
             self.rows.keywords,
@@ -98,36 +113,78 @@ class Source:
         """Every filter but `limit`."""
         seen: set[bytes] = set()
         read = kept = 0
-        for file in self.files:
-            for row, columns in self.rows(file):
-                read += 1
-                where = f"{file}:{row}"
-                if any(_value(columns, name, where) != value for name, value in self.where):
+        first = None
+        self.skipped.clear()
+        for file, row, columns in self._read():
+            read += 1
+            try:
+                record = self._record(columns, f"{file}:{row}")
+            except ValueError as error:
+                if self.on_error == "raise":
+                    raise
+                first = first or error
+                self.skipped[str(file)] += 1
+                continue
+            if record is None:
+                continue
+            if self.split is not None and not self.split[0] <= _fraction(record.text, b"split") < self.split[1]:
+                continue
+            if self.unique:
+                digest = hashlib.blake2b(json.dumps([record.text, record.pair]).encode(), digest_size=16).digest()
+                if digest in seen:
                     continue
-                text, pair, label = (None if name is None else _value(columns, name, where) for name in self.columns)
-                assert text is not None
-                if self.split is not None and not self.split[0] <= _fraction(text, b"split") < self.split[1]:
-                    continue
-                if self.unique:
-                    digest = hashlib.blake2b(json.dumps([text, pair]).encode(), digest_size=16).digest()
-                    if digest in seen:
-                        continue
-                    seen.add(digest)
-                kept += 1
-                yield Record(text, pair, label, where)
+                seen.add(digest)
+            kept += 1
+            yield record
         if not kept:
+            broken = f" ({self.skipped.total()} skipped, the first: {first})" if first else ""
             raise ValueError(
-                f"no record kept of {read} in {', '.join(map(str, self.files))} with where={dict(self.where)}, "
+                f"no record kept of {read}{broken} in {', '.join(map(str, self.files))} with where={dict(self.where)}, "
                 f"split={self.split}; expected at least one: check the files and the filters"
             )
+
+    def _read(self) -> Iterator[tuple[Path, int, Mapping[str, Any] | ValueError]]:
+        """(file, row, columns) of all files; an error that ends a file is its last row."""
+        names = tuple(dict.fromkeys(name for name in (*self.columns, *dict(self.where)) if name is not None))
+        for file in self.files:
+            try:
+                for row, columns in self.rows(file, names):
+                    yield file, row, columns
+            except ValueError as error:
+                yield file, 0, error
+
+    def _record(self, columns: Mapping[str, Any] | ValueError, where: str) -> Record | None:
+        """A record, or None for one that `where` leaves out; raises the error that is in place of columns."""
+        if isinstance(columns, ValueError):
+            raise columns
+        if any(_value(columns, name, where) != value for name, value in self.where):
+            return None
+        text, pair, label = (None if name is None else _value(columns, name, where) for name in self.columns)
+        assert text is not None
+        return Record(text, pair, label, where)
 
 
 def _value(columns: Mapping[str, Any], name: str, where: str) -> str:
     if name not in columns:
         raise ValueError(f"{where}: no column {name!r}; columns found: {', '.join(columns)}")
     value = columns[name]
-    if value is None or isinstance(value, list | dict):
-        raise ValueError(f"{where}: column {name!r} holds {json.dumps(value)[:80]}, expected text or a number")
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{where}: column {name!r}: byte {value[error.start]:#04x} at {error.start + 1} is not UTF-8"
+            ) from None
+    if not isinstance(value, str | int | float):
+        found = json.dumps(value, default=repr)[:80]
+        raise ValueError(f"{where}: column {name!r} holds {found}, expected text or a number")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}: column {name!r}: character {error.start + 1} is {value[error.start]!a}, half a surrogate"
+            ) from None
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -141,10 +198,12 @@ def _source(
     path: str | Sequence[str],
     rows: functools.partial[formats.Rows],
     columns: tuple[str | int, str | int | None, str | int | None],
-    where: Mapping[str, Any] | None,
+    where: Mapping[Any, Any] | None,
     split: Sequence[float] | None,
     unique: bool,
     limit: int | None,
+    on_error: str,
+    **reading: Any,
 ) -> Source:
     text, pair, label = (None if name is None else str(name) for name in columns)
     assert text is not None
@@ -157,6 +216,8 @@ def _source(
         split=None if split is None else tuple(float(fraction) for fraction in split),  # type: ignore[arg-type]
         unique=unique,
         limit=limit,
+        on_error=on_error,
+        **reading,
     )
 
 
@@ -167,16 +228,17 @@ def text(
     split: Sequence[float] | None = None,
     unique: bool = False,
     limit: int | None = None,
+    on_error: str = "raise",
 ) -> Source:
     """Documents of plain text: each a whole file, a line, or a block between blank lines. Blank ones are skipped.
 
-    `text("$ROOTSTOCK_DATA/multi30k/train.en.gz", unit="line")` is a sentence a record.
+    `text("$ROOTSTOCK_DATA/multi30k/train.en.gz", unit="line")` is a sentence a record. Here, in jsonl and in csv, files
+    whose names end in `.gz` or `.zst` are decompressed.
     """
     if unit not in ("file", "line", "block"):
         raise ValueError(f'unit={unit!r}: expected "file", "line" or "block"')
-    return _source(
-        path, functools.partial(formats.text_rows, unit=unit), ("text", None, None), None, split, unique, limit
-    )
+    rows = functools.partial(formats.text_rows, unit=unit)
+    return _source(path, rows, ("text", None, None), None, split, unique, limit, on_error)
 
 
 def jsonl(
@@ -189,9 +251,11 @@ def jsonl(
     split: Sequence[float] | None = None,
     unique: bool = False,
     limit: int | None = None,
+    on_error: str = "raise",
 ) -> Source:
     """Records of JSON objects, one a line; `text`, `pair` and `label` are their keys. Numbers become text."""
-    return _source(path, functools.partial(formats.jsonl_rows), (text, pair, label), where, split, unique, limit)
+    rows = functools.partial(formats.jsonl_rows)
+    return _source(path, rows, (text, pair, label), where, split, unique, limit, on_error)
 
 
 def csv(
@@ -206,6 +270,7 @@ def csv(
     split: Sequence[float] | None = None,
     unique: bool = False,
     limit: int | None = None,
+    on_error: str = "raise",
 ) -> Source:
     """Records of separated values; columns by their name in the header, or by number from 0 where `header=False`.
 
@@ -213,4 +278,108 @@ def csv(
     `csv("$ROOTSTOCK_DATA/glue/CoLA/train.tsv", text=3, label=1, delimiter="\\t", header=False)`.
     """
     rows = functools.partial(formats.csv_rows, delimiter=delimiter, header=header)
-    return _source(path, rows, (text, pair, label), where, split, unique, limit)
+    return _source(path, rows, (text, pair, label), where, split, unique, limit, on_error)
+
+
+def parquet(
+    path: str | Sequence[str],
+    text: str = "text",
+    pair: str | None = None,
+    label: str | None = None,
+    *,
+    where: Mapping[str, Any] | None = None,
+    split: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+    on_error: str = "raise",
+) -> Source:
+    """Records of parquet files; `text`, `pair` and `label` are columns. Only the columns named are read."""
+    rows = functools.partial(arrow.parquet_rows)
+    return _source(path, rows, (text, pair, label), where, split, unique, limit, on_error)
+
+
+def tfds(
+    name: str | Sequence[str],
+    split: str = "train",
+    text: str = "text",
+    pair: str | None = None,
+    label: str | None = None,
+    data_dir: str | None = None,
+    *,
+    where: Mapping[str, Any] | None = None,
+    fractions: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+    on_error: str = "raise",
+) -> Source:
+    """Records of a TensorFlow Dataset prepared as ArrayRecord; TensorFlow itself is not needed.
+
+    name:       "imdb_reviews", "glue/sst2" or "glue/sst2:2.0.0", prepared under `data_dir` (or TFDS' own default, which
+                TFDS_DATA_DIR sets), or the folder of a prepared dataset, the one with features.json in it
+    split:      the dataset's own, as TFDS writes them: "train", "train[:10%]", "train+test"
+    fractions:  what other sources call `split`: (lo, hi) of the hash of the text
+
+    A label of classes with names is the name, for `classes=("neg", "pos")` of `train.data.rows.label_examples`; other
+    numbers are text, so too -1, which stands for a hidden label in some test splits (give none then).
+    `tfds("glue/mrpc", "validation", "sentence1", "sentence2", "label")`: labels "not_equivalent" and "equivalent".
+    """
+    return _source(
+        name,
+        functools.partial(arrayrecord.tfds_rows, split=_own(split)),
+        (text, pair, label),
+        where,
+        fractions,
+        unique,
+        limit,
+        on_error,
+        find=functools.partial(arrayrecord.tfds_files, split=split, data_dir=data_dir),
+        digest=arrayrecord.tfds_digest,
+    )
+
+
+def huggingface(
+    path: str | Sequence[str],
+    split: str = "train",
+    text: str = "text",
+    pair: str | None = None,
+    label: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    *,
+    where: Mapping[str, Any] | None = None,
+    fractions: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+    on_error: str = "raise",
+) -> Source:
+    """Records of a Hugging Face dataset.
+
+    path:       a folder that `save_to_disk` wrote; or a name on the hub, which is read as a stream at every reading and
+                needs the package `datasets`
+    split:      the dataset's own: "train" (the name, too, of a dataset saved without splits)
+    config:     on the hub: the configuration, as "sst2" of "nyu-mll/glue"
+    revision:   on the hub: a branch, tag or commit. It is looked up once and the commit is part of the fingerprint
+    fractions:  what other sources call `split`: (lo, hi) of the hash of the text
+
+    Labels of classes with names are the names, as for `tfds`.
+    """
+    return _source(
+        path,
+        functools.partial(arrow.huggingface_rows, config=config, split=_own(split)),
+        (text, pair, label),
+        where,
+        fractions,
+        unique,
+        limit,
+        on_error,
+        find=functools.partial(arrow.huggingface_files, config=config, split=split, revision=revision),
+        digest=arrow.huggingface_digest,
+    )
+
+
+def _own(split: Any) -> str:
+    if not isinstance(split, str):
+        raise ValueError(
+            f'split={split!r}: expected a split of the dataset, as "train"; a division by hash is fractions='
+        )
+    return split

@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+import zstandard
 
 from train.data import source
 
@@ -16,6 +17,7 @@ def write(folder, name, content):
     return str(folder / name)
 
 
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 CSV = 'text,label,source\n"a ""b"",\nc",1,x\n\nd,0,y\n'
 
 RECORDS = {
@@ -54,10 +56,10 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("name", RECORDS)
-@pytest.mark.parametrize("compressed", [False, True])
-def test_records(tmp_path, name, compressed):
+@pytest.mark.parametrize("end", COMPRESS)
+def test_records(tmp_path, name, end):
     content, factory, expected = RECORDS[name]
-    path = write(tmp_path, "a.gz" if compressed else "a", gzip.compress(content.encode()) if compressed else content)
+    path = write(tmp_path, f"a{end}", COMPRESS[end](content.encode()))
     records = factory(path)
     assert list(records) == [source.Record(*fields, f"{path}:{row}") for *fields, row in expected]
     assert list(records) == list(records), "iterable again"
@@ -116,6 +118,13 @@ ERRORS = {
     ),
     "not an object": ("[1]\n", lambda p: source.jsonl(p), "a:1: found a JSON list, expected one object a line"),
     "null": ('{"text": null}\n', lambda p: source.jsonl(p), "a:1: column 'text' holds null, expected text or a number"),
+    "deep": ('{"text": ' + "[" * 200_000, lambda p: source.jsonl(p), r"a:1: not JSON \(.*recursion"),
+    "half a surrogate pair": (
+        '{"text": "fine \\ud83d\\ude00"}\n{"text": "\\ud83d"}\n',
+        lambda p: source.jsonl(p),
+        r"a:2: column 'text': character 1 is '\\ud83d', half a surrogate",
+    ),
+    "not utf8 in a header": (b"t\xe4xt\na\n", lambda p: source.csv(p), "a:1: byte 0xe4 at column 2 is not UTF-8"),
     "nested": ('{"text": {"b": 1}}\n', lambda p: source.jsonl(p), "a:1: column 'text' holds {\"b\": 1}, expected text"),
 }
 
@@ -129,11 +138,80 @@ def test_errors(tmp_path, name):
         list(records)
 
 
-def test_truncated_gzip(tmp_path):
-    whole = gzip.compress("\n".join(json.dumps({"text": str(i**3)}) for i in range(5000)).encode())
-    path = write(tmp_path, "a.jsonl.gz", whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz:\d+: broken or truncated gzip"):
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_a_truncated_stream(tmp_path, end):
+    whole = COMPRESS[end]("\n".join(json.dumps({"text": str(i**3)}) for i in range(50_000)).encode())
+    path = write(tmp_path, f"a.jsonl{end}", whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"a\.jsonl\{end}:\d+: broken or truncated"):
         list(source.jsonl(path))
+    other = write(tmp_path, "b.jsonl", '{"text": "other"}')
+    records = source.jsonl((path, other), on_error="skip")
+    found = texts(records)
+    assert found == [str(i**3) for i in range(len(found) - 1)] + ["other"], (
+        "what came before the break, and other files"
+    )
+    assert len(found) > 10_000
+    assert records.skipped == {path: 1}
+
+
+SKIPPED = {
+    # format: (content, factory, records left: (text, row), rows skipped)
+    "line": (b"a\n\xff\nc\n", lambda p: source.text(p, "line", on_error="skip"), [("a", 1), ("c", 3)], 1),
+    "block": (b"a\nb\xff\nc\n\nd\n", lambda p: source.text(p, "block", on_error="skip"), [("d", 5)], 1),
+    "jsonl": (
+        b'{"text": "a"}\n{"text": \n\xff\n[]\n{"t": "e"}\n{"text": null}\n{"text": "g"}\n',
+        lambda p: source.jsonl(p, on_error="skip"),
+        [("a", 1), ("g", 7)],
+        5,
+    ),
+    "csv": (
+        b'text,y\na,1\nb\n"c"c,1\n"d\xff\nd",1\n"e\ne",1\nf,1\n"g,1\nh,1\n',
+        lambda p: source.csv(p, on_error="skip"),
+        [("a", 2), ("e\ne", 7), ("f", 9)],
+        4,  # the last with all that follows its open quote
+    ),
+    "tsv": (
+        b"text\ty\na\t1\nb\n\xff\t1\nd\t1\n",
+        lambda p: source.csv(p, delimiter="\t", on_error="skip"),
+        [("a", 2), ("d", 5)],
+        2,
+    ),
+    "a row left out anyway": (
+        b'{"text": "a", "y": 1}\n{"text": null, "y": 2}\n',
+        lambda p: source.jsonl(p, where={"y": 1}, on_error="skip"),
+        [("a", 1)],
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_rows_with_errors_are_skipped_and_counted(tmp_path, name):
+    content, factory, expected, skipped = SKIPPED[name]
+    path = write(tmp_path, "a", content)
+    records = factory(path)
+    for _ in range(2):
+        assert [(r.text, r.where) for r in records] == [(text, f"{path}:{row}") for text, row in expected]
+        assert records.skipped.total() == records.skipped[path] == skipped, "of one reading"
+
+
+def test_skipping_everything_says_what_was_wrong_first(tmp_path):
+    path = write(tmp_path, "a", "text\na\nb\n")
+    with pytest.raises(
+        ValueError, match=r"no record kept of 2 \(2 skipped, the first: .*a:2: no column 'txt'; columns"
+    ):
+        list(source.csv(path, text="txt", on_error="skip"))
+
+
+def test_an_empty_document_is_a_record_but_not_in_plain_text(tmp_path):
+    assert texts(source.jsonl(write(tmp_path, "a", '{"text": ""}\n{"text": "b"}\n'))) == ["", "b"]
+    assert texts(source.text(write(tmp_path, "b", "\n\nb\n"), "line")) == ["b"]
+
+
+def test_a_document_of_50_mb_on_one_line(tmp_path):
+    long = "wide words " * 5_000_000
+    path = write(tmp_path, "a.jsonl.zst", zstandard.compress(json.dumps({"text": long}).encode() + b'\n{"text": "b"}'))
+    assert [len(record.text) for record in source.jsonl(path)] == [55_000_000, 1]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +221,7 @@ def test_truncated_gzip(tmp_path):
         ({"split": (0.5, 1.1)}, "expected fractions"),
         ({"split": (0.5,)}, "expected fractions"),
         ({"limit": 0}, "limit=0: expected at least 1 record"),
+        ({"on_error": "count"}, 'on_error=\'count\': expected "raise" or "skip"'),
         ({"unit": "page"}, 'unit=\'page\': expected "file", "line" or "block"'),
     ],
 )
@@ -204,7 +283,7 @@ def test_fingerprint_follows_bytes_and_arguments_but_not_the_place(tmp_path):
         return source.csv(write(tmp_path / folder, "a.csv", content), **arguments).fingerprint
 
     same = fingerprint("one")
-    assert same == fingerprint("two")
+    assert same == fingerprint("two") == fingerprint("two", on_error="skip")
     changes = [{"split": (0, 0.5)}, {"limit": 1}, {"unique": True}, {"label": "label"}, {"where": {"label": 1}}]
     others = [fingerprint("one", **arguments) for arguments in changes] + [fingerprint("one", CSV + "e,1,x\n")]
     assert len({same, *others}) == len(others) + 1
