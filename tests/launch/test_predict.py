@@ -162,7 +162,7 @@ ERRORS = {
     "another kind": (file("a.pdf", "a"), "expected a name that ends in .txt, .jsonl, .csv or .tsv"),
     "no mask": (file("a.txt", "good film", "pretrain"), "a.txt:1: no [MASK] to fill; pretrain fills masks"),
     "no evals": (given("--stage=pretrain", "--evaluate"), "pretrain was trained without evals"),
-    "no tokenizer": (bare, "has no tokenizer.model"),
+    "no tokenizer": (bare, "has no tokenizer.model or tokenizer.json"),
     "another tokenizer": (other_tokenizer, "is not the tokenizer that finetune was trained with"),
 }
 
