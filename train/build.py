@@ -375,8 +375,11 @@ def _device_dtype(name: str, x: np.ndarray) -> Any:
 
 
 def stand_in_vocab(config: dict) -> Vocab:
-    """A vocabulary of the config's size, where no tokenizer has been trained: for plans."""
-    size = config["tokenizer"].get("size")
-    if size is None:
+    """The vocabulary of the config's tokenizer, for plans; one of its size where it is yet to be trained."""
+    section = config["tokenizer"]
+    if "source" not in section:
+        return call(section, "tokenizer").vocab
+    if "size" not in section:
         raise ValueError("the config's tokenizer gives no size; a plan without data needs one")
+    size = section["size"]
     return Vocab(size, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), np.ones(size, bool), "none")

@@ -145,3 +145,9 @@ def test_a_tokenizer_is_kept_whatever_it_is(folder, tmp_path):
     with pytest.raises(ValueError, match="no key 'lower'; did you mean 'lowercase'"):
         run(config | dict(tokenizer=section | dict(lower=True)), tmp_path / "fork", "pretrain", tmp_path / "run")
     assert tokenizers.load(tmp_path / "fork").file == made.file
+
+
+def test_a_plan_knows_a_loaded_tokenizer(folder, tmp_path):
+    tokenizers.save(made := build.call(config_of(folder)["tokenizer"], "tokenizer"), tmp_path)
+    section = dict(factory="train.data.tokenizer:load", path=str(tmp_path))
+    assert build.stand_in_vocab(dict(tokenizer=section)).fingerprint == made.vocab.fingerprint
