@@ -5,7 +5,7 @@
 
 After the colon come key=value pairs, split by commas:
 
-    from        workdir of the pretraining run: its tokenizer.model, and its stage's checkpoint
+    from        workdir of the pretraining run: its tokenizer, and its stage's checkpoint
     stage       that stage's name (default: pretrain)
     train, dev  files; .csv, .tsv and .jsonl (each also .gz) are told apart by their names
     text, pair, label   columns (defaults: text, none, label); a number counts columns of a file without header
@@ -48,7 +48,7 @@ def get_config(arguments: str = "from=runs/pretrain,train=train.csv,dev=dev.csv"
 
     config = ml_collections.ConfigDict()
     config.stages = ("finetune",)
-    config.tokenizer = dict(factory="train.data.tokenizer:load_sentencepiece", path=f"{at['from']}/tokenizer.model")
+    config.tokenizer = dict(factory="train.data.tokenizer:load", path=at["from"])
     config.backbone = dict(checkpoint=f"{at['from']}/{at['stage']}", dropout=0.1)
     config.finetune = dict(
         objective=dict(factory="objectives.classify:classify", classes=len(classes), pooling="mean"),

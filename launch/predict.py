@@ -55,7 +55,7 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False) 
     tokenizer = build.tokenizer(config, workdir)
     if tokenizer.vocab.fingerprint != origin["tokenizer"]:
         raise ValueError(
-            f"{workdir / 'tokenizer.model'} (fingerprint {tokenizer.vocab.fingerprint[:12]}) is not the tokenizer that "
+            f"{workdir / tokenizer.file[0]} (fingerprint {tokenizer.vocab.fingerprint[:12]}) is not the tokenizer that "
             f"{name} was trained with ({origin['tokenizer'][:12]}): put that one back"
         )
     mesh = sharding.make_mesh(sharding.parse("data=-1"), jax.local_devices())
@@ -67,6 +67,7 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False) 
 
 def _check_there(workdir: Path, name: str, best: bool) -> None:
     from train import checkpoint
+    from train.data.tokenizer import FILES, find
 
     if not workdir.is_dir():
         raise ValueError(f"--workdir={workdir}: no such folder")
@@ -75,8 +76,8 @@ def _check_there(workdir: Path, name: str, best: bool) -> None:
     if name not in stages:
         what = "best checkpoint (its config sets no `best`)" if best and (workdir / name).is_dir() else "checkpoint"
         raise ValueError(f"{workdir} has no {what} of a stage {name!r}; stages with one: {', '.join(stages) or 'none'}")
-    if not (workdir / "tokenizer.model").is_file():
-        raise ValueError(f"{workdir} has no tokenizer.model, which training leaves there: copy it back")
+    if find(workdir) is None:
+        raise ValueError(f"{workdir} has no {' or '.join(FILES)}, which training leaves there: copy it back")
 
 
 def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from train.data import files, formats
 from train.data.source import Record
-from train.data.tokenizer import SPACE, Tokenizer
+from train.data.tokenizer import Tokenizer
 
 MASK = "[MASK]"
 
@@ -64,14 +64,12 @@ class Masking:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
+        self.vocab, self.prefix, self.file = tokenizer.vocab, tokenizer.prefix, tokenizer.file
         self._ids = {piece: i for i, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab.size)))}
 
-    @property
-    def vocab(self):
-        return self._tokenizer.vocab
-
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        split = [text.split(MASK) for text in texts]
+        # a mask stands for a word and the space before it
+        split = [[part.rstrip() for part in parts] + [last] for *parts, last in (text.split(MASK) for text in texts)]
         parts = iter(self._tokenizer.encode([part for parts in split for part in parts]))
         mask = np.array([self.vocab.mask], np.int32)
         out = []
@@ -89,11 +87,11 @@ class Masking:
         return self._tokenizer.pieces(ids)
 
     def _going_on(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The ids of a text as they are right after another: SentencePiece begins every text with a space."""
-        if not len(ids) or text[0].isspace():
+        """The ids of a text as they are right after another, where the tokenizer begins every text with a space."""
+        if not self.prefix or not len(ids) or text[0].isspace():
             return ids
         first = self._tokenizer.pieces(ids[:1])[0]
-        if first == SPACE:
+        if first == self.prefix:
             return ids[1:]
-        bare = first.removeprefix(SPACE)
+        bare = first.removeprefix(self.prefix)
         return np.concatenate([[self._ids[bare]], ids[1:]]).astype(np.int32) if bare in self._ids else ids

@@ -60,18 +60,16 @@ def join(text: str) -> None:
 
 def run(config, workdir: Path, stage: str | None = None, fork: Path | None = None) -> None:
     """Trains all the stages of a config, or one; a notebook may call this."""
-    import shutil
-
     from train import build, loop
+    from train.data import tokenizer
 
     config = build.plain(config)
     names = build.stages(config)
     if stage is not None and stage not in names:
         raise ValueError(f"--stage={stage}: the config's stages are {', '.join(names)}")
     with first_process_first("the tokenizer is there"):
-        if fork is not None and not (workdir / "tokenizer.model").exists() and (fork / "tokenizer.model").exists():
-            workdir.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(fork / "tokenizer.model", workdir / "tokenizer.model")
+        if fork is not None and tokenizer.find(workdir) is None and tokenizer.find(fork) is not None:
+            tokenizer.save(tokenizer.load(fork), workdir)
     for name in names if stage is None else (stage,):
         with first_process_first(f"{name} is made"):
             made = build.stage(config, name, workdir)

@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import inspect
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -159,8 +158,7 @@ def call(section: dict, where: str, **given: Any) -> Any:
 
 def check_keys(config: dict, made: Spec, name: str) -> None:
     """Every key of a stage against what takes it, before any text is read."""
-    out = ("out",) if "out" in inspect.signature(load(config["tokenizer"]["factory"])).parameters else ()
-    bind(config["tokenizer"], "tokenizer", *out)
+    bind(config["tokenizer"], "tokenizer")
     bind(made.objective, f"{name}.objective", "backbone", "vocab")
     bind(made.optimizer, f"{name}.optimizer", "axes", "schedule")
     bind(made.schedule, f"{name}.schedule", "steps")
@@ -205,17 +203,12 @@ def _tuple(x: Any) -> Any:
 
 def tokenizer(config: dict, workdir: Path) -> Any:
     """The config's tokenizer, kept in the workdir: trained or loaded there once, and found there ever after."""
-    from train.data.tokenizer import load_sentencepiece
+    from train.data import tokenizer as tokenizers
 
-    path = workdir / "tokenizer.model"
-    if path.exists():
-        return load_sentencepiece(path)
-    section = config["tokenizer"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if "out" in inspect.signature(load(section["factory"])).parameters:
-        return call(section, "tokenizer", out=path)
-    made = call(section, "tokenizer")
-    shutil.copyfile(section["path"], path)
+    if (kept := tokenizers.find(workdir)) is not None:
+        return tokenizers.load(kept)
+    made = call(config["tokenizer"], "tokenizer")
+    tokenizers.save(made, workdir)
     return made
 
 
@@ -382,8 +375,11 @@ def _device_dtype(name: str, x: np.ndarray) -> Any:
 
 
 def stand_in_vocab(config: dict) -> Vocab:
-    """A vocabulary of the config's size, where no tokenizer has been trained: for plans."""
-    size = config["tokenizer"].get("size")
-    if size is None:
+    """The vocabulary of the config's tokenizer, for plans; one of its size where it is yet to be trained."""
+    section = config["tokenizer"]
+    if "source" not in section:
+        return call(section, "tokenizer").vocab
+    if "size" not in section:
         raise ValueError("the config's tokenizer gives no size; a plan without data needs one")
+    size = section["size"]
     return Vocab(size, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), np.ones(size, bool), "none")

@@ -156,7 +156,7 @@ def _carried(stage: Stage, state: TrainState, log: Log) -> TrainState:
     if origin["tokenizer"] != stage.vocab.fingerprint:
         raise ValueError(
             f"{stage.carry.folder} was trained with another tokenizer (fingerprint {origin['tokenizer'][:12]}) than "
-            f"this stage's ({stage.vocab.fingerprint[:12]}): its embeddings mean other pieces. Use the tokenizer.model "
+            f"this stage's ({stage.vocab.fingerprint[:12]}): its embeddings mean other pieces. Use the tokenizer "
             f"of that checkpoint's workdir, or pretrain again"
         )
     # on the host: a carry touches every leaf once, and must not compile a program for each

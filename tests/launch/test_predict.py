@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from vocabularies import FAMILIES, published
 
 from launch import predict as predicting
 from launch.predict import evaluations, load, main, predict
@@ -73,6 +74,17 @@ def test_a_text_with_masks_is_tokenized_as_without(toy, pretrained, text):
     (found,) = Masking(tokenizer).encode([text.replace("{}", "[MASK]")])
     np.testing.assert_array_equal(found, np.where(expected == tokenizer.encode([word])[0], 4, expected))
     assert (found == 4).sum() == text.count("{}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["the {} the", "the {}.", "the {},the {} {}", "the {}\n{}"])
+def test_masks_in_texts_for_published_tokenizers(family, text):
+    tokenizer = published(family)
+    cat = tokenizer.encode(["the cat"])[0][-1]
+    (expected,) = tokenizer.encode([text.replace("\n", " ").replace("{}", "cat")])
+    (found,) = Masking(tokenizer).encode([text.replace("{}", "[MASK]")])
+    np.testing.assert_array_equal(found, np.where(expected == cat, tokenizer.vocab.mask, expected))
+    assert (found == tokenizer.vocab.mask).sum() == text.count("{}")
 
 
 def test_numbers_and_other_arrays(finetuned):
@@ -162,7 +174,7 @@ ERRORS = {
     "another kind": (file("a.pdf", "a"), "expected a name that ends in .txt, .jsonl, .csv or .tsv"),
     "no mask": (file("a.txt", "good film", "pretrain"), "a.txt:1: no [MASK] to fill; pretrain fills masks"),
     "no evals": (given("--stage=pretrain", "--evaluate"), "pretrain was trained without evals"),
-    "no tokenizer": (bare, "has no tokenizer.model"),
+    "no tokenizer": (bare, "has no tokenizer.model or tokenizer.json"),
     "another tokenizer": (other_tokenizer, "is not the tokenizer that finetune was trained with"),
 }
 

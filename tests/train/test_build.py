@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from toys import config_of, write_reviews
+from vocabularies import BERT, WORDS
 
 from train import build
+from train.__main__ import run
+from train.data import tokenizer as tokenizers
 from train.data.loader import Loader
 
 
@@ -123,3 +126,28 @@ def test_another_file_under_the_same_name_is_another_experiment(tmp_path):
     with open(tmp_path / "reviews.tsv", "a") as file:
         file.write("one more good film\tpos\n")
     assert build.stage(config_of(tmp_path), "pretrain", tmp_path / "work").identity != before
+
+
+def test_a_tokenizer_is_kept_whatever_it_is(folder, tmp_path):
+    """Found in its workdir ever after, options included; and from there by another workdir, and by a fork."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*BERT, *WORDS]))
+    section = dict(factory="train.data.published:load_wordpiece", path=str(tmp_path / "vocab.txt"), lowercase=False)
+    config = config_of(folder) | dict(tokenizer=section)
+    made = build.tokenizer(config, tmp_path / "run")
+    (tmp_path / "vocab.txt").unlink()
+    again = build.tokenizer(config, tmp_path / "run")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["tokenizer.json"]
+    assert again.vocab.fingerprint == made.vocab.fingerprint
+    assert again.pieces(again.encode(["H h"])[0]) == ["H", "h"]
+    there = dict(tokenizer=dict(factory="train.data.tokenizer:load", path=str(tmp_path / "run")))
+    assert build.tokenizer(config | there, tmp_path / "other").file == made.file
+    assert tokenizers.find(tmp_path / "other") == tmp_path / "other/tokenizer.json"
+    with pytest.raises(ValueError, match="no key 'lower'; did you mean 'lowercase'"):
+        run(config | dict(tokenizer=section | dict(lower=True)), tmp_path / "fork", "pretrain", tmp_path / "run")
+    assert tokenizers.load(tmp_path / "fork").file == made.file
+
+
+def test_a_plan_knows_a_loaded_tokenizer(folder, tmp_path):
+    tokenizers.save(made := build.call(config_of(folder)["tokenizer"], "tokenizer"), tmp_path)
+    section = dict(factory="train.data.tokenizer:load", path=str(tmp_path))
+    assert build.stand_in_vocab(dict(tokenizer=section)).fingerprint == made.vocab.fingerprint

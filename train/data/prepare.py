@@ -174,7 +174,7 @@ What a config needs, all stages or one, into the workdir, where training finds i
 
 Or any texts into a folder of their own, which a config then names by data=dict(prepared="DIR"), alone or in a mixture:
 
-  python -m train.data.prepare --source='jsonl:$DATA/wiki/*.jsonl.gz' --tokenizer=runs/wiki/tokenizer.model \\
+  python -m train.data.prepare --source='jsonl:$DATA/wiki/*.jsonl.gz' --tokenizer=runs/wiki \\
       --length=512 --out=/data/wiki512
 
 A source is FORMAT:PATH, the format a factory of train.data.source (text, jsonl, csv, ...); the path is a file, a folder
@@ -219,7 +219,7 @@ def main() -> None:
     workdir = flags.DEFINE_string("workdir", None, "with --config: the folder that training is given")
     stage = flags.DEFINE_string("stage", None, "with --config: the one stage to prepare for, instead of all")
     source = flags.DEFINE_string("source", None, "FORMAT:PATH of texts to prepare")
-    tokenizer = flags.DEFINE_string("tokenizer", None, "the file of a tokenizer")
+    tokenizer = flags.DEFINE_string("tokenizer", None, "the file of a tokenizer, or a workdir that keeps one")
     length = flags.DEFINE_integer("length", 512, "tokens of a row")
     segments = flags.DEFINE_integer("segments", 8, "documents that a row may hold")
     out = flags.DEFINE_string("out", None, "the folder for the rows")
@@ -252,10 +252,10 @@ def main() -> None:
 
 
 def _texts(source: str, tokenizer: str, length: int, segments: int, out: str, how: dict) -> Shards | None:
+    from train.data import tokenizer as tokenizers
     from train.data.rows import pack_documents
-    from train.data.tokenizer import load_sentencepiece
 
-    made, tok = _parse_source(source), load_sentencepiece(tokenizer)
+    made, tok = _parse_source(source), tokenizers.load(tokenizer)
     facts = {"length": length, "segments": segments, "source": made.fingerprint, "tokenizer": tok.vocab.fingerprint}
     make = partial(pack_documents, length=length, segments=segments)
     return prepare(Path(out), made, tok, make, facts, title=out, **how)

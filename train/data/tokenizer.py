@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, with the special ids fixed for every vocabulary that is trained here."""
+"""Tokenizers: text to ids and back; SentencePiece models trained here, and the one file that a workdir keeps."""
 
 import io
 import os
@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from objectives.vocab import Vocab
+from train.data.files import expand
 from train.data.source import Record
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
+FILES = ("tokenizer.model", "tokenizer.json")  # a workdir keeps one of them
 SPACE = "\u2581"  # SentencePiece writes a space as this and puts it at the front of a word
 
 _MAX_CHARACTERS = 1000  # of a training sentence; UTF-8 makes at most 4 bytes of each
@@ -31,6 +33,16 @@ class Tokenizer(Protocol):
     @property
     def vocab(self) -> Vocab: ...
 
+    @property
+    def prefix(self) -> str:
+        """What `encode` puts before a text as if it followed a space, in pieces; empty where it puts nothing."""
+        ...
+
+    @property
+    def file(self) -> tuple[str, bytes]:
+        """(name, content) of the file that `load` makes this tokenizer from."""
+        ...
+
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens], with no special ids added."""
         ...
@@ -45,7 +57,9 @@ class Tokenizer(Protocol):
 
 
 class SentencePiece:
-    """A Tokenizer over the bytes of a SentencePiece model, made by `load_sentencepiece` or `train_sentencepiece`."""
+    """A Tokenizer over the bytes of a SentencePiece model, made by `train_sentencepiece` or `load`."""
+
+    prefix = SPACE
 
     def __init__(self, model: bytes):
         import sentencepiece
@@ -55,13 +69,15 @@ class SentencePiece:
         missing = [name for name in SPECIAL if name not in pieces]
         if missing:
             raise ValueError(
-                f"the model has no piece {', '.join(missing)}; expected {', '.join(SPECIAL)}: train it here"
+                f"the model has no piece {', '.join(missing)}; expected {', '.join(SPECIAL)}: train it here, or load a "
+                "published one's tokenizer.json"
             )
         pad, unk, cls, sep, mask = special = tuple(pieces.index(name) for name in SPECIAL)
         word_starts = np.array([piece.startswith(SPACE) for piece in pieces])
         word_starts[list(special)] = True
         fingerprint = blake2b(model, digest_size=16).hexdigest()
         self.vocab = Vocab(len(pieces), pad, unk, cls, sep, mask, special, word_starts, fingerprint)
+        self.file = (FILES[0], model)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return self._processor.encode_as_numpy(texts, num_threads=os.cpu_count())
@@ -73,36 +89,61 @@ class SentencePiece:
         return self._processor.id_to_piece([int(i) for i in ids])
 
     def __reduce__(self):
-        return SentencePiece, (self._processor.serialized_model_proto(),)
+        return SentencePiece, self.file[1:]
 
 
-def load_sentencepiece(path: str | os.PathLike) -> SentencePiece:
-    """Loads a model written by `train_sentencepiece`.
+def load(path: str | os.PathLike) -> Tokenizer:
+    """Loads a SentencePiece model trained here, a published tokenizer.json, or whichever of them a workdir keeps.
+
+    `path` may hold variables and `package:`, as for `train.data.files.find`.
 
     Raises:
-      ValueError: there is no such file, it is no SentencePiece model, or it lacks the special pieces.
+      ValueError: there is no such file, it is neither, or it lacks a special token.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no tokenizer at {path}; expected the .model file that train_sentencepiece writes")
+    from train.data.published import Published
+
+    path = Path(expand(os.fspath(path)))
+    file = find(path) if path.is_dir() else path
+    if file is None or not file.is_file():
+        raise ValueError(f"no tokenizer at {path}; expected a {' or a '.join(FILES)}, or a workdir with one")
+    content = file.read_bytes()
     try:
-        return SentencePiece(path.read_bytes())
+        return Published(content) if content.lstrip().startswith(b"{") else SentencePiece(content)
     except RuntimeError:
-        raise ValueError(f"{path} is not a SentencePiece model; expected the file train_sentencepiece writes") from None
+        raise ValueError(
+            f"{file} is neither a SentencePiece model nor a tokenizer.json; a vocab.txt is read by "
+            "train.data.published:load_wordpiece"
+        ) from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{file}: {error}") from None
+
+
+def find(folder: Path) -> Path | None:
+    """The file of the tokenizer that a workdir keeps, or None. Raises ValueError where there are two."""
+    found = [folder / name for name in FILES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds {' and '.join(FILES)}; expected one of them: remove the other")
+    return found[0] if found else None
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> Path:
+    """Writes the tokenizer's file to a folder, made where absent; whole or not at all."""
+    name, content = tokenizer.file
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{name}.{os.getpid()}"
+    partial.write_bytes(content)
+    return partial.replace(folder / name)
 
 
 def train_sentencepiece(
     source: Iterable[Record],
-    out: str | os.PathLike,
     size: int = 8192,
     kind: str = "unigram",
     lowercase: bool = False,
     byte_fallback: bool = True,
     sentences: int = 20_000,
 ) -> SentencePiece:
-    """Trains a vocabulary of `size` pieces on the texts and pairs of `source` and writes it to `out`.
+    """Trains a vocabulary of `size` pieces on the texts and pairs of `source`.
 
     Texts are cut into sentences of at most 1,000 characters, at spaces, of which a uniform sample of at most
     `sentences` is used. The same source and arguments give the same bytes. Ids: 0 [PAD], 1 [UNK], 2 [CLS], 3 [SEP],
@@ -142,11 +183,6 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise _size_error(size, str(error)) from error
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_bytes(model.getvalue())
-    os.replace(partial, out)
     return SentencePiece(model.getvalue())
 
 

@@ -18,7 +18,7 @@ from train.data import source
 from train.data.prepare import chunks, prepare
 from train.data.rows import label_examples, pack_documents
 from train.data.table import Memory, Shards
-from train.data.tokenizer import train_sentencepiece
+from train.data.tokenizer import save, train_sentencepiece
 
 MAKE = partial(pack_documents, length=16, segments=4)
 DOCUMENTS = records([some(n % 23) for n in range(120)])
@@ -166,8 +166,8 @@ def command(*arguments):
 
 def test_the_command(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(["a film about a film, and so on and so on"] * 50))
-    train_sentencepiece(source.text(str(tmp_path / "texts.txt"), "line"), tmp_path / "tok.model", size=275)
-    given = [f"--source=text:{tmp_path}/texts.txt", f"--tokenizer={tmp_path}/tok.model", f"--out={tmp_path}/out"]
+    file = save(train_sentencepiece(source.text(str(tmp_path / "texts.txt"), "line"), size=275), tmp_path)
+    given = [f"--source=text:{tmp_path}/texts.txt", f"--tokenizer={file}", f"--out={tmp_path}/out"]
     done = command(*given, "--length=32")
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path}/out: 1 documents, " in done.stdout

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.data.source import Record
-from train.data.tokenizer import _MAX_CHARACTERS, SPACE, SPECIAL, _sentences, load_sentencepiece, train_sentencepiece
+from train.data.tokenizer import (
+    _MAX_CHARACTERS,
+    FILES,
+    SPACE,
+    SPECIAL,
+    _sentences,
+    find,
+    load,
+    save,
+    train_sentencepiece,
+)
 
 TEXT = "the cat sat on a mat while rain fell over green hills and slow rivers ran down to cold seas again"
 WORDS = TEXT.split()
@@ -16,13 +26,8 @@ CORPUS = [Record(" ".join(WORDS[i % 7 : i % 13 + 7] + WORDS[:: i % 5 + 1]), None
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tokenizer")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return train_sentencepiece(CORPUS, folder / "new" / "a.model", size=290)
+def tokenizer():
+    return train_sentencepiece(CORPUS, size=290)
 
 
 def test_vocab(tokenizer):
@@ -62,46 +67,50 @@ def test_words_begin_where_words_begin(tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_training_is_deterministic(folder, kind):
-    made = [train_sentencepiece(CORPUS, folder / f"{kind}{i}.model", 290, kind, sentences=40) for i in range(2)]
+def test_training_is_deterministic(kind):
+    made = [train_sentencepiece(CORPUS, 290, kind, sentences=40) for _ in range(2)]
     assert made[0].vocab.fingerprint == made[1].vocab.fingerprint
-    assert (folder / f"{kind}0.model").read_bytes() == (folder / f"{kind}1.model").read_bytes()
+    assert made[0].file == made[1].file
 
 
-def test_loading_gives_the_same_tokenizer(folder, tokenizer):
-    for again in (load_sentencepiece(folder / "new" / "a.model"), pickle.loads(pickle.dumps(tokenizer))):
+def test_loading_gives_the_same_tokenizer(tmp_path, tokenizer, monkeypatch):
+    assert find(tmp_path / "new") is None
+    file = save(tokenizer, tmp_path / "new")
+    assert file == find(tmp_path / "new") == tmp_path / "new" / FILES[0]
+    assert list(file.parent.iterdir()) == [file]
+    monkeypatch.setenv("MINE", str(tmp_path))
+    for again in (load(file), load(file.parent), load("$MINE/new"), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.file == tokenizer.file
         assert again.vocab.fingerprint == tokenizer.vocab.fingerprint
         np.testing.assert_array_equal(again.encode(["the cat"])[0], tokenizer.encode(["the cat"])[0])
 
 
-def test_lowercase(folder):
-    tokenizer = train_sentencepiece(CORPUS, folder / "lower.model", 290, lowercase=True)
+def test_lowercase():
+    tokenizer = train_sentencepiece(CORPUS, 290, lowercase=True)
     np.testing.assert_array_equal(*tokenizer.encode(["The CAT", "the cat"]))
 
 
-def test_without_byte_fallback_an_unseen_character_is_unknown(folder):
-    tokenizer = train_sentencepiece(CORPUS, folder / "plain.model", 34, byte_fallback=False)
+def test_without_byte_fallback_an_unseen_character_is_unknown():
+    tokenizer = train_sentencepiece(CORPUS, 34, byte_fallback=False)
     assert tokenizer.vocab.unk in tokenizer.encode(["\u6f22"])[0]
 
 
-def test_pairs_are_trained_on_too(folder):
+def test_pairs_are_trained_on_too():
     records = [record._replace(pair="zebra") for record in CORPUS]
-    assert "z" in train_sentencepiece(records, folder / "pair.model", 300, "bpe").pieces(range(300))
+    assert "z" in train_sentencepiece(records, 300, "bpe").pieces(range(300))
 
 
-def test_training_is_silent_and_leaves_nothing_else(tmp_path, capfd):
-    train_sentencepiece(CORPUS, tmp_path / "a.model", 290)
+def test_training_is_silent(capfd):
+    train_sentencepiece(CORPUS, 290)
     assert capfd.readouterr() == ("", "")
-    assert [file.name for file in tmp_path.iterdir()] == ["a.model"]
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_a_size_too_large_says_the_largest_that_works(tmp_path, kind):
+def test_a_size_too_large_says_the_largest_that_works(kind):
     with pytest.raises(ValueError, match=r"size=5000: the texts carry at most \d+ pieces; set size=") as caught:
-        train_sentencepiece(CORPUS, tmp_path / "a.model", 5000, kind)
-    assert list(tmp_path.iterdir()) == []
+        train_sentencepiece(CORPUS, 5000, kind)
     largest = int(str(caught.value).rsplit("set size=", 1)[1].split()[0])
-    assert train_sentencepiece(CORPUS, tmp_path / "a.model", largest, kind).vocab.size == largest
+    assert train_sentencepiece(CORPUS, largest, kind).vocab.size == largest
 
 
 @pytest.mark.parametrize(
@@ -112,21 +121,31 @@ def test_a_size_too_large_says_the_largest_that_works(tmp_path, kind):
         ([Record(" \n", None, None, "x:1")], {}, "the source holds no text to train a tokenizer on"),
     ],
 )
-def test_training_errors(tmp_path, source, arguments, message):
+def test_training_errors(source, arguments, message):
     with pytest.raises(ValueError, match=message):
-        train_sentencepiece(source, tmp_path / "a.model", **arguments)
+        train_sentencepiece(source, **arguments)
 
 
-def test_loading_errors(tmp_path, folder, tokenizer):
+def test_loading_errors(tmp_path):
     import io
 
     import sentencepiece
 
-    with pytest.raises(ValueError, match=r"no tokenizer at .*nowhere; expected the .model file"):
-        load_sentencepiece(tmp_path / "nowhere")
-    (tmp_path / "a.model").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match=r"a\.model is not a SentencePiece model"):
-        load_sentencepiece(tmp_path / "a.model")
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(
+            ValueError, match=r"no tokenizer at .*; expected a tokenizer.model or a tokenizer.json, or a w"
+        ):
+            load(path)
+    for content in (b"garbage", b"[PAD]\n[UNK]\n"):
+        (tmp_path / "a.model").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"a\.model is neither a SentencePiece model nor a tokenizer.json; a vocab.t"
+        ):
+            load(tmp_path / "a.model")
+    for name in FILES:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"holds tokenizer.model and tokenizer.json; expected one of them: remove"):
+        load(tmp_path)
     model = io.BytesIO()
     texts = iter([record.text for record in CORPUS])
     sentencepiece.SentencePieceTrainer.train(
@@ -136,7 +155,7 @@ def test_loading_errors(tmp_path, folder, tokenizer):
     with pytest.raises(
         ValueError, match=r"b.model: the model has no piece \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"
     ):
-        load_sentencepiece(tmp_path / "b.model")
+        load(tmp_path / "b.model")
 
 
 @given(st.lists(st.text(st.sampled_from("ab\u6f22 \n\t"), max_size=5).map(lambda s: s * 700), max_size=3))
@@ -153,6 +172,6 @@ def test_sentences_are_cut_at_spaces():
     ] == text.split()
 
 
-def test_the_trainer_skips_no_sentence(tmp_path):
+def test_the_trainer_skips_no_sentence():
     odd = [record._replace(text=f"zebra \0 \u2585 {record.text}") for record in CORPUS]
-    assert "z" in train_sentencepiece(odd, tmp_path / "a.model", 300, "bpe").pieces(range(300))
+    assert "z" in train_sentencepiece(odd, 300, "bpe").pieces(range(300))

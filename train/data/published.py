@@ -1,0 +1,150 @@
+"""Tokenizers of published checkpoints, by the `tokenizers` library: a BERT's vocab.txt, or a tokenizer.json."""
+
+import json
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from objectives.vocab import Vocab
+from train.data.files import expand
+from train.data.tokenizer import FILES, SPACE
+
+_NAMES = {  # of the special tokens, as BERT and RoBERTa have them
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+_BYTE_SPACE = chr(256 + ord(" "))  # byte-level BPE writes a byte of 0 to 32 as the character 256 further
+_BYTE_SPACES = (_BYTE_SPACE, *(chr(256 + ord(c)) for c in "\t\n\v\f\r"))
+
+
+class Published:
+    """A Tokenizer over the bytes of a tokenizer.json, made by `load_wordpiece` or `train.data.tokenizer.load`.
+
+    Ids are the library's, without special tokens and without the file's truncation and padding. A text that spells a
+    special token is text, where the library would make it the token.
+
+    A word begins at a piece without "##" (or what the file has for it); in byte-level BPE at one that begins with white
+    space; else at one that begins with "\u2581"; and at whatever the file adds to the vocabulary. In byte-level BPE the
+    first piece of a text has no mark: masking, like any reader of `word_starts`, goes by the [CLS] before it.
+    """
+
+    def __init__(self, content: bytes):
+        import tokenizers
+
+        try:
+            made = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"no tokenizer.json that the library reads ({error})") from None
+        made.no_truncation()
+        made.no_padding()
+        made.encode_special_tokens = True  # as the text they are
+        added = made.get_added_tokens_decoder()
+        special = {token.content: i for i, token in added.items() if token.special}
+        found = {role: [special[name] for name in names if name in special] for role, names in _NAMES.items()}
+        if missing := [f"{role} ({' or '.join(_NAMES[role])})" for role, ids in found.items() if not ids]:
+            raise ValueError(
+                f"no special token for {', '.join(missing)}; its special tokens are {', '.join(special) or 'none'}: "
+                "add what is missing to its added_tokens"
+            )
+        self._tokenizer = made
+        size = max(made.get_vocab().values()) + 1
+        word_starts, self.prefix = _words(made, self.pieces(range(size)))
+        word_starts[list(added)] = True
+        roles = {role: ids[0] for role, ids in found.items()}
+        reserved = tuple(sorted(special.values()))
+        fingerprint = blake2b(content, digest_size=16).hexdigest()
+        self.vocab = Vocab(size, **roles, special=reserved, word_starts=word_starts, fingerprint=fingerprint)
+        self._reserved = np.isin(np.arange(size), reserved)
+        self.file = (FILES[1], content)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids = (np.array(one.ids, np.int32) for one in found)
+        # a unigram model has special tokens among its pieces and finds them in texts
+        return [np.where(self._reserved[x], np.int32(self.vocab.unk), x) for x in ids]
+
+    def decode(self, ids: Any) -> str:
+        return self._tokenizer.decode([int(i) for i in ids])
+
+    def pieces(self, ids: Any) -> list[str]:
+        return [self._tokenizer.id_to_token(int(i)) or "" for i in ids]  # an id may be nobody's
+
+    def __reduce__(self):
+        return Published, self.file[1:]
+
+
+def load_wordpiece(path: str | os.PathLike, lowercase: bool = True) -> Published:
+    """Loads a BERT's vocab.txt: a piece a line, those that go on with a word led by "##".
+
+    Texts are normalised and split as BERT's are: control characters go, Chinese characters and punctuation stand alone,
+    and with `lowercase`, as in "uncased" checkpoints, accents go too. `path` is read as by `train.data.tokenizer.load`.
+
+    Raises:
+      ValueError: there is no such file, it is no UTF-8 text, or it lacks one of [PAD], [UNK], [CLS], [SEP], [MASK].
+    """
+    path = Path(expand(os.fspath(path)))
+    if not path.is_file():
+        raise ValueError(f"no vocabulary at {path}; expected a BERT's vocab.txt")
+    try:
+        vocab = {piece: i for i, piece in enumerate(path.read_text("utf-8").removesuffix("\n").split("\n"))}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); expected a BERT's vocab.txt") from None
+    if missing := [names[0] for names in _NAMES.values() if names[0] not in vocab]:
+        raise ValueError(f"{path} has no line {', '.join(missing)}; expected a BERT's vocab.txt, a piece a line")
+    return Published(json.dumps(_wordpiece(vocab, lowercase), ensure_ascii=False).encode())
+
+
+def _wordpiece(vocab: dict[str, int], lowercase: bool) -> dict[str, Any]:
+    """The tokenizer.json of a BERT, written here and not by the library, whose next version may write it otherwise."""
+    options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    names = [names[0] for names in _NAMES.values()]
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": vocab[name], "content": name, "special": True, **options} for name in names],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,  # where it lowercases
+            "lowercase": lowercase,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": _NAMES["unk"][0],
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": vocab,
+        },
+    }
+
+
+def _words(made: Any, pieces: list[str]) -> tuple[np.ndarray, str]:
+    """(which pieces begin a word, bool [size]; what is put before a text as if it followed a space)."""
+    parts = [part for stage in (made.normalizer, made.pre_tokenizer) if stage for part in _parts(stage)]
+    byte_level = [part for part in parts if part["type"] == "ByteLevel"]
+    if byte_level:
+        prefix = _BYTE_SPACE if any(part.get("add_prefix_space") for part in byte_level) else ""
+        return np.array([piece.startswith(_BYTE_SPACES) for piece in pieces]), prefix
+    if going_on := getattr(made.model, "continuing_subword_prefix", None):
+        return np.array([not piece.startswith(going_on) for piece in pieces]), ""
+    if any(SPACE in part.values() for part in parts):
+        put = any(part["type"] == "Prepend" or part.get("prepend_scheme") in ("first", "always") for part in parts)
+        return np.array([piece.startswith(SPACE) for piece in pieces]), SPACE if put else ""
+    raise ValueError(
+        f'no sign of where words begin; expected byte-level BPE, spaces written as "{SPACE}", or "##" (or the like) '
+        "before pieces that go on with a word"
+    )
+
+
+def _parts(stage: Any) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as the file has it; those of a sequence, if it is one."""
+    spec = json.loads(stage.__getstate__())
+    return spec.get("normalizers") or spec.get("pretokenizers") or [spec]
