@@ -1,7 +1,6 @@
 """Times the pretraining step at BERT's sizes: everything that a real step does, on random ids."""
 
 import argparse
-import gc
 import json
 import os
 import resource
@@ -136,7 +135,9 @@ def main() -> None:
     add("--out", help="write the table as JSON to this file")
     add("--serve", action="store_true", help="step on every line `s` of standard input, print facts on `q`")
     args = parser.parse_args()
-    gc.set_threshold(100_000)  # as train.command has it
+    from train import command
+
+    command.start_quickly()
     table = []
     started = STARTED
     for size in args.size.split(","):
