@@ -23,7 +23,7 @@ from typing import Any
 
 from train.data import shards
 from train.data.rows import Rows
-from train.data.source import Record
+from train.data.source import Record, Source
 from train.data.table import Shards
 from train.data.tokenizer import Tokenizer
 
@@ -59,8 +59,11 @@ def prepare(
     shards.begin(folder, shards.key_of(facts))
     if not (folder / "manifest.json").exists():
         with _progress(title) as tell:
-            count, read = _make_all(folder, source, tokenizer, make, workers or os.cpu_count() or 1, share, chunk, tell)
-        if not shards.finish(folder, count, read):
+            count = _make_all(folder, source, tokenizer, make, workers or os.cpu_count() or 1, share, chunk, tell)
+        left_out = {}
+        if isinstance(source, Source):
+            left_out = {"skipped": source.skipped.total(), "duplicates": source.repeated.total()}
+        if not shards.finish(folder, count, left_out):
             return None
     found = Shards(folder)
     if not len(found):
@@ -85,8 +88,8 @@ def chunks(source: Iterable[Record], characters: int) -> Iterator[list[Record]]:
 def _make_all(
     folder: Path, source: Iterable[Record], tokenizer: Tokenizer, make: Make, workers: int, share: tuple[int, int],
     chunk: int, tell: Callable[[int, dict], None],
-) -> tuple[int, dict[str, Any]]:  # fmt: skip
-    """Makes the missing shards; (chunks of the source, what reading it counted)."""
+) -> int:  # fmt: skip
+    """Makes the missing shards; how many chunks the source has."""
     numbered = enumerate(chunks(source, chunk))
     first = next(numbered, None)
     second = next(numbered, None)
@@ -95,7 +98,7 @@ def _make_all(
     if second is None:  # not worth another process
         if not shards.is_there(folder, 0) and share[0] == 0:
             tell(1, _make_one(folder, *first, tokenizer, make))
-        return 1, {}
+        return 1
     count = 0
     running: collections.deque[Future] = collections.deque()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -116,7 +119,7 @@ def _make_all(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-    return count, {}
+    return count
 
 
 def _again(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:

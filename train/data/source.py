@@ -48,7 +48,8 @@ class Source:
     limit:    keep this many records, a sample by a second hash of the text, in their order
     on_error: "raise" for whatever a file has wrong, or "skip": such rows are left out and counted. Where a file cannot
               be read on (a truncated stream, a missing column) its rest is left out and counts as one
-    skipped:  the count of the latest reading, by file
+    skipped:  the count of these in the latest reading, by file
+    repeated: the count of what `unique` left out in the latest reading, by file
 
     Iterating raises ValueError, with file and row, for whatever a file has wrong, and if no record is kept.
     """
@@ -64,6 +65,9 @@ class Source:
     limit: int | None = None
     on_error: str = "raise"
     skipped: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter, init=False, repr=False, compare=False
+    )
+    repeated: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter, init=False, repr=False, compare=False
     )
 
@@ -115,6 +119,7 @@ class Source:
         read = kept = 0
         first = None
         self.skipped.clear()
+        self.repeated.clear()
         for file, row, columns in self._read():
             read += 1
             try:
@@ -132,6 +137,7 @@ class Source:
             if self.unique:
                 digest = hashlib.blake2b(json.dumps([record.text, record.pair]).encode(), digest_size=16).digest()
                 if digest in seen:
+                    self.repeated[str(file)] += 1
                     continue
                 seen.add(digest)
             kept += 1

@@ -144,6 +144,13 @@ def test_no_disk_left(tmp_path, monkeypatch):
     prepare(tmp_path / "x", DOCUMENTS, Numbers(), MAKE, {"of": "a test"})
 
 
+def test_the_manifest_counts_what_was_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "5 6"}\n{"text": "5 6"}\n{"txt": "7"}\n{"text": "8"}\n')
+    given = source.jsonl(str(tmp_path / "a.jsonl"), unique=True, on_error="skip")
+    report = prepare(tmp_path / "x", given, Numbers(), MAKE, {"of": "a file"}).report
+    assert (report["documents"], report["duplicates"], report["skipped"]) == (2, 1, 1)
+
+
 def test_chunks_hold_every_record_in_order():
     assert sum(chunks(DOCUMENTS, 100), []) == DOCUMENTS  # noqa: RUF017
     assert all(sum(len(r.text) for r in chunk) >= 100 for chunk in list(chunks(DOCUMENTS, 100))[:-1])
