@@ -172,6 +172,8 @@ def _check_data(section: dict, where: str) -> None:
         for name, part in section["mixture"].items():
             if "weight" not in part:
                 raise ValueError(f"{where}.mixture.{name} lacks a weight")
+            if "mixture" in part:
+                raise ValueError(f"{where}.mixture.{name} is a mixture itself: give all its parts in the outer one")
             _check_data({k: v for k, v in part.items() if k != "weight"}, f"{where}.mixture.{name}")
     elif "prepared" in section:
         _check_keys(where, section, {"prepared"}, set())
@@ -247,8 +249,10 @@ def rows(section: dict, where: str, tok: Any, workdir: Path, **how: Any) -> Any:
             )
         return found
     source = call(section["source"], f"{where}.source")
+    # not where the source lies: its fingerprint tells what it holds
+    section = {k: v for k, v in section.items() if k != "source"}
     facts = {"section": section, "source": source.fingerprint, "tokenizer": tok.vocab.fingerprint}
-    factory, keys = bind({k: v for k, v in section.items() if k != "source"}, where, "source", "tokenizer")
+    factory, keys = bind(section, where, "source", "tokenizer")
     folder = workdir / "data" / name_of(key_of(facts))
     return prepare(folder, source, tok, partial(factory, **keys), facts, title=f"preparing {where}", **how)
 

@@ -102,6 +102,7 @@ def test_a_mixture_and_rows_that_are_prepared_already(folder, tmp_path):
     [
         (dict(), "pretrain.data lacks a source, or the folder of prepared rows, or a mixture"),
         (dict(mixture=dict(a=dict(prepared="x"))), r"pretrain\.data\.mixture\.a lacks a weight"),
+        (dict(mixture=dict(a=dict(mixture={}, weight=1))), r"mixture\.a is a mixture itself"),
         (dict(prepared="gone"), "gone holds no prepared rows"),
         (dict(prepared="gone", length=3), "pretrain.data has no key 'length'"),
     ],

@@ -9,9 +9,12 @@ The arrays are numpy's own format, mapped when read: rows of one length need no 
 costs a hundredth of a record of ArrayRecord (see the README).
 """
 
+import functools
 import hashlib
 import json
+import os
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
+_ABANDONED = 24 * 3600  # seconds after which nobody goes on with a shard half written
 _LAYOUT = 2  # raise it when the code that makes or stores rows changes what it makes
-_VERIFY = (
-    64 * 2**20
-)  # bytes: up to here checksums are verified whenever a folder is opened, in under a tenth of a second
+_VERIFY = 64 * 2**20  # bytes that a folder may have for its checksums to be verified whenever it is opened
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -49,10 +51,11 @@ def begin(folder: Path, key: str) -> None:
             differing = ", ".join(k for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k))
             raise ValueError(f"{folder} holds rows made from something else ({differing} differ); take another folder")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no prepared rows; take another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(file, key)
+    if not _write(file, key, first=True):  # another process was quicker
+        begin(folder, key)
 
 
 def is_there(folder: Path, number: int) -> bool:
@@ -68,7 +71,9 @@ def write(folder: Path, number: int, arrays: Mapping[str, np.ndarray], facts: Ma
         files = {}
         for name, array in arrays.items():
             file = partial / f"{name}.npy"
-            np.save(file, array, allow_pickle=False)
+            with open(file, "wb") as stream:
+                np.save(stream, array, allow_pickle=False)
+                os.fsync(stream.fileno())
             files[name] = {"bytes": file.stat().st_size, "checksum": _checksum(file)}
         _write(partial / "shard.json", json.dumps({**facts, "files": files}))
         try:
@@ -85,8 +90,10 @@ def finish(folder: Path, count: int, report: Mapping[str, Any]) -> bool:
     if not all(is_there(folder, n) for n in range(count)):
         return False
     found = [json.loads((folder / _name(n) / "shard.json").read_text()) for n in range(count)]
-    for leftover in folder.glob(".*"):  # of processes that were killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in folder.glob(".*"):  # of processes that were killed: one that still runs may be writing another
+        if time.time() - leftover.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(leftover, ignore_errors=True)
+    arrays.cache_clear()
     totals = {name: sum(shard["report"][name] for shard in found) for name in found[0]["report"]}
     totals["padding"] = 1 - totals["tokens"] / max(1, totals["rows"] * found[0]["length"])
     key = json.loads((folder / "key.json").read_text())
@@ -135,6 +142,7 @@ def check(folder: Path, manifest: Mapping[str, Any], checksums: bool | None = No
                 )
 
 
+@functools.lru_cache(160)  # each array holds a file open, and a process may commonly hold 1,024
 def arrays(folder: Path, number: int) -> dict[str, np.ndarray]:
     """A shard's arrays, mapped."""
     return {
@@ -146,11 +154,24 @@ def _name(number: int) -> str:
     return f"{number:05d}"
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, text: str, first: bool = False) -> bool:
+    """Writes a file whole or not at all; False where `first` and it is there already."""
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        partial.write_text(text + "\n")
-        partial.rename(file)
+        with open(partial, "w") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not first:
+            partial.rename(file)
+            return True
+        try:
+            os.link(partial, file)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            partial.rename(file)
+        return True
     finally:
         partial.unlink(missing_ok=True)
 

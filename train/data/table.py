@@ -1,6 +1,6 @@
 """Tables: what a loader reads. Rows by their number, from memory, from shards on disk, or from a mixture of tables."""
 
-import functools
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -72,7 +72,10 @@ class Shards:
         self._starts = self._ends - counts
         examples = np.array([shard["examples"] for shard in self.manifest["shards"]])
         self._first_example = np.cumsum(examples) - examples
-        self._open = functools.lru_cache(1024)(functools.partial(shards.arrays, folder))
+        if examples.sum() > 2**32:
+            raise ValueError(
+                f"{folder} holds {examples.sum():,} examples, and 2**32 can be told apart: split the source"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +91,9 @@ class Shards:
         pieces = []
         for same in np.split(by_shard, np.flatnonzero(np.diff(at[by_shard])) + 1):
             number = int(at[same[0]])
-            pieces.append({k: x[rows[same] - self._starts[number]] for k, x in self._open(number).items()})
+            pieces.append(
+                {k: x[rows[same] - self._starts[number]] for k, x in shards.arrays(self.folder, number).items()}
+            )
         back = np.argsort(by_shard)
         stored = {name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[0]}
         return unfold(stored, self._first_example[at][:, None])
@@ -98,13 +103,15 @@ class Shards:
 
 
 class Mixture:
-    """Tables by weight: of every cycle of the sequence each table has its exact share, in a shuffled order.
+    """Tables by weight, evenly interleaved: of the first p rows each table has its share, to within a few rows, and of
+    every cycle of the weights (of 0.7 and 0.3 a cycle is ten rows) exactly.
 
-    Weights are the decimals they are written as: 0.7 and 0.3 make a cycle of ten, 7 and 3 of them. A table that is
-    through begins its next epoch, whatever the others do. Rows are numbered table after table; `example` holds the
-    table's number as its source.
+    A table's own rows come in its own shuffled order, epoch after epoch, whatever the others do. Weights are the
+    decimals they are written as, rounded to millionths of the whole. Rows are numbered table after table; `example`
+    holds the table's number as its source.
 
-    Raises ValueError for no table, a weight that is not above zero, or tables whose arrays differ in name or shape.
+    Raises ValueError for no table, a weight that is not above zero, a mixture inside a mixture, or tables whose arrays
+    differ in name, shape or type.
     """
 
     def __init__(self, tables: Sequence[Table], weights: Sequence[float]):
@@ -112,18 +119,18 @@ class Mixture:
             raise ValueError(f"{len(tables)} tables and {len(weights)} weights; expected as many of each, at least one")
         if any(not weight > 0 for weight in weights):
             raise ValueError(f"weights={tuple(weights)}: expected numbers above zero; leave out a table not wanted")
-        looks = [{k: x.shape[1:] for k, x in table.read(np.arange(1)).items()} for table in tables]
+        if any(isinstance(table, Mixture) for table in tables):
+            raise ValueError(
+                "a mixture may not hold a mixture: give all tables in one, with the products of the weights"
+            )
+        looks = [{k: (x.shape[1:], x.dtype.name) for k, x in t.read(np.arange(1)).items()} for t in tables]
         if any(look != looks[0] for look in looks):
             raise ValueError(f"tables of a mixture must be alike, and these have {' / '.join(map(str, looks))}")
         self._tables = tables
         sizes = [len(table) for table in tables]
         self._ends = np.cumsum(sizes)
         self._starts = self._ends - sizes
-        shares = [Fraction(str(weight)) for weight in weights]
-        whole = sum(shares)
-        parts = [share / whole for share in shares]
-        cycle = int(np.lcm.reduce(np.array([part.denominator for part in parts], object)))
-        self._counts = np.array([int(part * cycle) for part in parts], np.int64)
+        self._counts = _whole(weights)
 
     @property
     def fingerprint(self) -> str:
@@ -144,15 +151,25 @@ class Mixture:
         return out
 
     def shuffled(self, places: np.ndarray, seed: int) -> np.ndarray:
-        ends = np.cumsum(self._counts)
-        slot = order(places, int(ends[-1]), seed)  # of the cycle, each once a cycle
-        number = np.searchsorted(ends, slot, side="right")
-        taken = places // ends[-1] * self._counts[number] + slot - (ends - self._counts)[number]
         out = np.empty_like(places)
-        for n in np.unique(number):
-            same = number == n
-            out[same] = self._starts[n] + self._tables[n].shuffled(taken[same], seed)
+        rest, at = np.arange(len(places)), places.astype(np.int64)
+        whole = sum(self._counts)
+        for table, count, start in zip(self._tables, self._counts, self._starts, strict=True):
+            # of what the tables before have left, places 0, 1, ..., this one takes every whole/count-th
+            before = at * count // whole
+            mine = (at + 1) * count // whole > before
+            out[rest[mine]] = start + table.shuffled(before[mine], seed)
+            rest, at = rest[~mine], (at - before)[~mine]
+            whole -= count
         return out
+
+
+def _whole(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the proportion of the weights, as small as they can be; at most a million or so together."""
+    shares = [Fraction(str(weight)) for weight in weights]
+    parts = [share / sum(shares) for share in shares]
+    cycle = math.lcm(*(part.denominator for part in parts))
+    return [int(part * cycle) if cycle <= 10**6 else max(1, round(part * 10**6)) for part in parts]
 
 
 def table(rows: Table | Arrays) -> Table:

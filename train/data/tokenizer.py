@@ -4,6 +4,7 @@ import io
 import os
 import random
 import re
+import uuid
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -130,7 +131,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> Path:
     """Writes the tokenizer's file to a folder, made where absent; whole or not at all."""
     name, content = tokenizer.file
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.{os.getpid()}"
+    partial = folder / f".{name}.{uuid.uuid4().hex}"
     partial.write_bytes(content)
     return partial.replace(folder / name)
 

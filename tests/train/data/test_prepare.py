@@ -25,7 +25,8 @@ DOCUMENTS = records([some(n % 23) for n in range(120)])
 
 
 def files(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    found = {f.relative_to(folder): f for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {str(name): f.read_bytes() for name, f in found.items() if not str(name).startswith(".")}
 
 
 def made(folder, **options):
@@ -109,8 +110,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, tmp_path):
         assert now.items() >= kept.items(), "a finished shard was made again"
         kept = now
     assert kept
+    abandoned, current = folder / ".00000.a", folder / ".00000.b"
+    for leftover in (abandoned, current):
+        leftover.mkdir()
+    os.utime(abandoned, (0, 0))
     made(folder, workers=2)
     assert files(folder) == files(whole)
+    assert current.exists(), "another process may be at it"
+    assert not abandoned.exists()
 
 
 def test_an_error_leaves_what_is_finished_and_names_the_record(tmp_path):

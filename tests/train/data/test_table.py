@@ -78,14 +78,28 @@ def test_a_mixture_keeps_its_shares_and_every_row_comes_in_turn(parts, seed, cyc
     sizes, weights = zip(*parts, strict=True)
     mixture = Mixture(tables(*sizes), [w / 10 for w in weights])
     cycle = sum(weights) // np.gcd.reduce(weights)
-    sequence = mixture.shuffled(np.arange(cycles * cycle, (cycles + 3) * cycle), seed)
-    number = np.searchsorted(np.cumsum(sizes), sequence, side="right")
-    for k, (size, weight) in enumerate(parts):
+    whole = mixture.shuffled(np.arange((cycles + 3) * cycle), seed)
+    np.testing.assert_equal(
+        mixture.shuffled(np.arange(cycles * cycle, (cycles + 3) * cycle), seed), whole[cycles * cycle :]
+    )
+    number = np.searchsorted(np.cumsum(sizes), whole, side="right")
+    for k, weight in enumerate(weights):
         share = weight // np.gcd.reduce(weights)
-        assert ((number == k).reshape(3, cycle).sum(1) == share).all()
-        # in as many cycles as the table has rows, each of them `share` times
-        rows = mixture.shuffled(np.arange(cycle * size), seed) - (sum(sizes[:k]))
-        assert (np.bincount(rows[(rows >= 0) & (rows < size)], minlength=size) == share).all()
+        assert ((number == k).reshape(-1, cycle).sum(1) == share).all()
+        among_the_first = np.cumsum(number == k) - np.arange(1, len(whole) + 1) * share / cycle
+        assert abs(among_the_first).max() < len(parts)
+        # its rows come as they come alone
+        mine = whole[number == k] - sum(sizes[:k])
+        np.testing.assert_equal(mine, tables(*sizes)[k].shuffled(np.arange(len(mine)), seed))
+
+
+def test_weights_that_are_no_round_numbers():
+    mixture = Mixture(tables(1000, 1000), [123457, 789013])
+    sequence = mixture.shuffled(np.arange(1000), 0)
+    assert len(set(sequence)) == 1000
+    assert abs((sequence < 1000).mean() - 123457 / (123457 + 789013)) < 0.002
+    odd = Mixture(tables(30, 30), [0.00012345678901234567, 0.9998765432109877])
+    assert (odd.shuffled(np.arange(10**6, 10**6 + 10**4), 0) < 30).sum() == 1
 
 
 def test_a_mixture_of_one_is_that_one_and_rows_say_whose_they_are():
@@ -105,6 +119,11 @@ def test_any_batch_of_a_mixture_is_as_quick_as_the_first():
     ("make", "message"),
     [
         (lambda: Mixture([], []), "0 tables and 0 weights"),
+        (lambda: Mixture([Mixture(tables(3), [1]), *tables(3)], [1, 1]), "a mixture may not hold a mixture"),
+        (
+            lambda: Mixture([*tables(3), Memory({"tokens": np.ones((2, 3)), "example": np.ones((2, 1, 2))})], [1, 1]),
+            "float32",
+        ),
         (lambda: Mixture(tables(3), [0]), "weights=.* expected numbers above zero"),
         (lambda: Mixture([*tables(3), Memory({"tokens": np.ones((2, 4))})], [1, 1]), "must be alike, and these have"),
     ],
