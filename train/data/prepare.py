@@ -10,6 +10,7 @@ what a killed run has finished is not made again.
 import collections
 import contextlib
 import inspect
+import itertools
 import os
 import sys
 import time
@@ -103,7 +104,7 @@ def _make_all(
     running: collections.deque[Future] = collections.deque()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            for number, records in _again(first, second, numbered):
+            for number, records in itertools.chain((first, second), numbered):
                 count = number + 1
                 if number % share[1] != share[0] or shards.is_there(folder, number):
                     continue
@@ -120,14 +121,6 @@ def _make_all(
         finally:
             pool.shutdown(cancel_futures=True)
     return count
-
-
-def _again(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    del first
-    yield second
-    del second
-    yield from rest
 
 
 def _make_one(folder: Path, number: int, records: list[Record], tokenizer: Tokenizer, make: Make) -> dict[str, Any]:

@@ -5,8 +5,7 @@
     FOLDER/00000/shard.json    its counts and the checksums of its files
     FOLDER/manifest.json       all of that in one, written last
 
-The arrays are numpy's own format, mapped when read: rows of one length need no index, and a row read in random order
-costs a hundredth of a record of ArrayRecord (see the README).
+The arrays are numpy's own format, mapped when read: rows of one length need no index.
 """
 
 import functools
