@@ -226,7 +226,7 @@ def to_prepare(section: dict, where: str) -> Iterator[tuple[str, dict]]:
 def rows(section: dict, where: str, tok: Any, workdir: Path, **how: Any) -> Any:
     """The table of a `data` section, prepared in the workdir under a hash of all that it is made from.
 
-    `how` goes to `train.data.prepare.prepare`: workers, and this machine's share. Raises ValueError for rows that were
+    `how` goes to `train.data.prepare.prepare`: this machine's share. Raises ValueError for rows that were
     prepared with another tokenizer, and for all that `prepare` refuses.
     """
     from train.data.files import expand

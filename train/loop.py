@@ -97,10 +97,7 @@ def lowered_step(stage: Stage, like: TrainState, batch: Any) -> Any:
 
 def first_state(stage: Stage, like: TrainState) -> TrainState:
     """A fresh state, placed as `like`."""
-    # a program for one run: compiled quickly, where XLA has a way to that
-    quick = {"xla_cpu_use_fusion_emitters": False} if stage.mesh.devices.flat[0].platform == "cpu" else None
-    make = jax.jit(fresh(stage), out_shardings=_placed(like), compiler_options=quick)
-    return make(random.generator(stage.seed))
+    return jax.jit(fresh(stage), out_shardings=_placed(like))(random.generator(stage.seed))
 
 
 def in_background(work: Callable[[], Any]) -> Future:

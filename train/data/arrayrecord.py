@@ -50,7 +50,7 @@ def tfds_digest(file: Path) -> bytes:
     return files.digest(file) + files.digest(file.parent / "features.json")
 
 
-def tfds_rows(file: Path, names: Collection[str], *, split: str) -> Rows:
+def tfds_rows(file: Path, names: Collection[str], tell: files.Tell = files.nobody, *, split: str) -> Rows:
     """Examples of a shard that belong to the split, by their place in the shard, from 1; a class is its name."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
     from google.protobuf.message import DecodeError
@@ -69,6 +69,7 @@ def tfds_rows(file: Path, names: Collection[str], *, split: str) -> Rows:
                     row = places[0] + 1
                     for place, record in zip(places, records.__getitems__(places), strict=True):
                         row = place + 1
+                        tell(len(record))
                         try:
                             columns = info.features.deserialize_example_np(record)
                         except DecodeError as error:

@@ -11,7 +11,7 @@ from train.data.formats import Rows
 _BATCH = 256  # rows read at once: enough to be quick, few enough to hold even if each is a book
 
 
-def parquet_rows(file: Path, names: Collection[str]) -> Rows:
+def parquet_rows(file: Path, names: Collection[str], tell: files.Tell = files.nobody) -> Rows:
     """Rows of a parquet file, from 1; only the columns `names` are read, and of those a few pages at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -23,7 +23,9 @@ def parquet_rows(file: Path, names: Collection[str]) -> Rows:
         options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
         with pq.ParquetFile(file, **options) as opened:
             _check(file, names, opened.schema_arrow.names)
+            row_bytes = file.stat().st_size / max(1, opened.metadata.num_rows)
             for batch in opened.iter_batches(_BATCH, columns=list(names), use_threads=False):
+                tell(round(row_bytes * len(batch)))
                 yield from _rows(batch, names, {}, row)
                 row += len(batch)
     except (pa.ArrowException, OSError) as error:
@@ -63,12 +65,14 @@ def huggingface_digest(file: Path) -> bytes:
     return files.digest(file) if file.exists() else str(file).encode()
 
 
-def huggingface_rows(file: Path, names: Collection[str], *, config: str | None, split: str) -> Rows:
+def huggingface_rows(
+    file: Path, names: Collection[str], tell: files.Tell = files.nobody, *, config: str | None, split: str
+) -> Rows:
     """Rows of what `huggingface_files` found, from 1; a class is its name. The hub is read as a stream."""
-    return _saved_rows(file, names) if file.exists() else _hub_rows(file, names, config, split)
+    return _saved_rows(file, names, tell) if file.exists() else _hub_rows(file, names, config, split)
 
 
-def _saved_rows(file: Path, names: Collection[str]) -> Rows:
+def _saved_rows(file: Path, names: Collection[str], tell: files.Tell) -> Rows:
     import pyarrow as pa
 
     row = 1
@@ -83,6 +87,7 @@ def _saved_rows(file: Path, names: Collection[str]) -> Rows:
             features = described.get("info", {}).get("features", {})
             classes = {k: v["names"] for k, v in features.items() if v.get("_type") == "ClassLabel"}
             for batch in stream:
+                tell(batch.nbytes)
                 for start in range(0, len(batch), _BATCH):
                     yield from _rows(batch.slice(start, _BATCH), names, classes, row + start)
                 row += len(batch)

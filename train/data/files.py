@@ -1,5 +1,6 @@
 """Files that hold records: a path as a config writes it becomes files, and a file becomes numbered lines of text."""
 
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -7,11 +8,14 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+Tell = Callable[[int], None]  # is told of bytes read, as they lie in the file
+
+_BLOCK = 1 << 17
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -61,7 +65,11 @@ def expand(path: str) -> str:
     return os.path.expanduser(_VARIABLE.sub(value, path))
 
 
-def lines(file: Path) -> Iterator[tuple[int, str, ValueError | None]]:
+def nobody(read: int) -> None:
+    """A Tell that nobody asked for."""
+
+
+def lines(file: Path, tell: Tell = nobody) -> Iterator[tuple[int, str, ValueError | None]]:
     """Yields (row, line, wrong) of a UTF-8 file, decompressed where its name ends in `.gz` or `.zst`.
 
     Rows count from 1, and a line keeps its end. `wrong` says what bytes are not UTF-8; the line has U+FFFD for them.
@@ -71,7 +79,7 @@ def lines(file: Path) -> Iterator[tuple[int, str, ValueError | None]]:
     """
     row = 0
     # Read as bytes and decode line by line: a text stream decodes in blocks and cannot say which line was wrong.
-    with _open(file) as stream:
+    with _open(file, tell) as stream:
         try:
             for row, line in enumerate(stream, start=1):
                 yield row, *_decode(line, "utf-8-sig" if row == 1 else "utf-8", f"{file}:{row}")
@@ -97,10 +105,30 @@ def _decode(line: bytes, encoding: str, where: str) -> tuple[str, ValueError | N
         return line.decode(encoding, "replace"), wrong
 
 
-def _open(file: Path) -> io.BufferedIOBase:
-    if file.suffix == ".gz":
-        return gzip.open(file, "rb")
-    return io.BufferedReader(_Zstandard(file), 1 << 17) if file.suffix == ".zst" else open(file, "rb")
+@contextlib.contextmanager
+def _open(file: Path, tell: Tell) -> Iterator[io.BufferedIOBase]:
+    with io.BufferedReader(_Told(file, tell), _BLOCK) as raw:
+        if file.suffix == ".gz":
+            with gzip.GzipFile(fileobj=raw) as stream:
+                yield stream
+        elif file.suffix == ".zst":
+            with io.BufferedReader(_Zstandard(raw), _BLOCK) as stream:
+                yield stream
+        else:
+            yield raw
+
+
+class _Told(io.FileIO):
+    """A file that tells how many bytes are read from it."""
+
+    def __init__(self, file: Path, tell: Tell):
+        super().__init__(file)
+        self._tell = tell
+
+    def readinto(self, buffer) -> int:
+        read = super().readinto(buffer)
+        self._tell(read)
+        return read
 
 
 class _ZstandardError(Exception):
@@ -108,26 +136,22 @@ class _ZstandardError(Exception):
 
 
 class _Zstandard(io.RawIOBase):
-    """The decompressed bytes of a file, frame after frame.
+    """The decompressed bytes of an open file, frame after frame.
 
     `zstandard`'s own reader takes the end of the file for the end of the stream, wherever that comes.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: io.BufferedIOBase):
         import zstandard
 
         self._library = zstandard
-        self._file = open(file, "rb")  # noqa: SIM115 (closed by close)
+        self._file = file
         self._frame: Any = None
         self._compressed = b""
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
     def readinto(self, buffer) -> int:
         while not self._ready:

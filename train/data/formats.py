@@ -1,7 +1,8 @@
 """Formats of text files: a function reads one file into (row, columns), the row being the line a record begins on.
 
-All formats share this form. `names` are the columns that will be used; a format may give more. In place of columns a
-row may have the error that says what is wrong with it; an error that is raised ends the file.
+All formats share this form. `names` are the columns that will be used; a format may give more. `tell` is told how many
+bytes of the file are read, as they are. In place of columns a row may have the error that says what is wrong with it;
+an error that is raised ends the file.
 """
 
 import csv
@@ -11,16 +12,16 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from train.data.files import lines
+from train.data.files import Tell, lines, nobody
 
 Rows = Iterator[tuple[int, dict[str, Any] | ValueError]]
 
 
-def text_rows(file: Path, names: Collection[str], *, unit: str) -> Rows:
+def text_rows(file: Path, names: Collection[str], tell: Tell = nobody, *, unit: str) -> Rows:
     """Plain text, one column `text`: the whole file, each line, or each block of lines between blank lines."""
     block: list[str] = []
     start, wrong = 1, None
-    for row, line, error in lines(file):
+    for row, line, error in lines(file, tell):
         if line.strip() or unit == "file":
             start = start if block else row
             block.append(line)
@@ -32,9 +33,9 @@ def text_rows(file: Path, names: Collection[str], *, unit: str) -> Rows:
         yield start, wrong or {"text": "".join(block).strip()}
 
 
-def jsonl_rows(file: Path, names: Collection[str]) -> Rows:
+def jsonl_rows(file: Path, names: Collection[str], tell: Tell = nobody) -> Rows:
     """One JSON object a line, blank lines aside."""
-    for row, line, wrong in lines(file):
+    for row, line, wrong in lines(file, tell):
         if line.strip():
             yield row, wrong or _object(line, f"{file}:{row}")
 
@@ -49,14 +50,14 @@ def _object(line: str, where: str) -> dict[str, Any] | ValueError:
     return columns
 
 
-def csv_rows(file: Path, names: Collection[str], *, delimiter: str, header: bool) -> Rows:
+def csv_rows(file: Path, names: Collection[str], tell: Tell = nobody, *, delimiter: str, header: bool) -> Rows:
     """Separated values; without a header the columns are named "0", "1", ...
 
     Tab-separated files have no quoting: GLUE's hold bare quotes. All others quote as RFC 4180 does; a quote that is
     never closed takes the rest of the file with it.
     """
     found: list[str] | None = None
-    for row, fields in (_tab_fields if delimiter == "\t" else _quoted_fields)(file, delimiter):
+    for row, fields in (_tab_fields if delimiter == "\t" else _quoted_fields)(file, delimiter, tell):
         if isinstance(fields, ValueError):
             if header and found is None:
                 raise fields
@@ -80,18 +81,18 @@ def csv_rows(file: Path, names: Collection[str], *, delimiter: str, header: bool
 Fields = Iterator[tuple[int, list[str] | ValueError]]
 
 
-def _tab_fields(file: Path, delimiter: str) -> Fields:
-    for row, line, wrong in lines(file):
+def _tab_fields(file: Path, delimiter: str, tell: Tell) -> Fields:
+    for row, line, wrong in lines(file, tell):
         if line.rstrip("\r\n"):
             yield row, wrong or line.rstrip("\r\n").split(delimiter)
 
 
-def _quoted_fields(file: Path, delimiter: str) -> Fields:
+def _quoted_fields(file: Path, delimiter: str, tell: Tell) -> Fields:
     csv.field_size_limit(sys.maxsize)  # 128 KiB by default, and a document may be longer
     wrong: list[ValueError] = []  # of the lines of one row
 
     def read() -> Iterator[str]:
-        for _, line, error in lines(file):
+        for _, line, error in lines(file, tell):
             if error:
                 wrong.append(error)
             yield line

@@ -2,23 +2,20 @@
 
     python -m train.data.prepare --help
 
-The records are read in order and cut into chunks of so many characters; chunk n becomes shard n, by whatever process
-makes it. So the same source, tokenizer and arguments give the same files on any number of workers and machines, and
-what a killed run has finished is not made again.
+A source is read in parts, runs of whole files, and a part's records in order, in chunks of so many characters; chunk n
+of a part becomes its shard n, by whatever machine makes it. So the same source, tokenizer and arguments give the same
+files on any number of machines, what a killed run has finished is not made again, and whole parts are not read again.
 """
 
 import collections
 import contextlib
+import datetime
 import inspect
-import itertools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,12 @@ from train.data.source import Record, Source
 from train.data.table import Shards
 from train.data.tokenizer import Tokenizer
 
-CHUNK = 16 * 2**20  # characters: of English 4 million tokens, and a few hundred MB while they are packed
+CHUNK = 8 * 2**20  # characters: of English 2 million tokens, and some 150 MB while they are packed
+PART = 64 * 2**20  # bytes of files, if they lie in several
+_QUIET = 30  # seconds between lines of progress
+_AT_ONCE = 2  # chunks: while one is packed, another has the cores to be tokenized
 Make = Callable[[Iterable[Record], Tokenizer], Rows]
+Tell = Callable[[dict], None]
 
 
 def prepare(
@@ -39,32 +40,32 @@ def prepare(
     make: Make,
     facts: Mapping[str, Any],
     *,
-    workers: int | None = None,
     share: tuple[int, int] = (0, 1),
     chunk: int = CHUNK,
+    part: int = PART,
     title: str = "preparing",
 ) -> Shards | None:
     """The rows of a source in `folder`: made there, or what is missing of them, or found.
 
+    It runs in threads: what a tokenizer does outside of Python is done on all cores.
+
     Args:
-      make: (records, tokenizer) -> Rows, as a `functools.partial` of a function in `train.data.rows`; it is pickled.
+      make: (records, tokenizer) -> Rows, as a `functools.partial` of a function in `train.data.rows`.
       facts: all that the rows depend on, in JSON, that a folder may not be used for two things.
-      workers: processes that tokenize; None for one a core. What fits one chunk is made in this process.
-      share: (i, n): make only chunks i, i + n, ... of one of n machines. The last to finish writes the manifest.
+      share: (i, n): make only what falls to machine i of n, and read only that where there are files enough: every n-th
+        part then, else every n-th chunk of each. The last to finish writes the manifest.
       chunk: characters of a shard.
+      part: bytes of files that are read by one machine.
 
     Returns the table, or None where other machines have not finished theirs.
     Raises ValueError for whatever is wrong with a record, or a folder that holds something else. What is finished
     stays, and is not made again.
     """
-    shards.begin(folder, shards.key_of(facts))
+    shards.begin(folder, shards.key_of({**facts, "chunk": chunk, "part": part}))
     if not (folder / "manifest.json").exists():
-        with _progress(title) as tell:
-            count = _make_all(folder, source, tokenizer, make, workers or os.cpu_count() or 1, share, chunk, tell)
-        left_out = {}
-        if isinstance(source, Source):
-            left_out = {"skipped": source.skipped.total(), "duplicates": source.repeated.total()}
-        if not shards.finish(folder, count, left_out):
+        parts = source.parts(part) if isinstance(source, Source) else (source,)
+        _make_all(folder, parts, tokenizer, make, share, chunk, title)
+        if not shards.finish(folder, len(parts)):
             return None
     found = Shards(folder)
     if not len(found):
@@ -87,79 +88,95 @@ def chunks(source: Iterable[Record], characters: int) -> Iterator[list[Record]]:
 
 
 def _make_all(
-    folder: Path, source: Iterable[Record], tokenizer: Tokenizer, make: Make, workers: int, share: tuple[int, int],
-    chunk: int, tell: Callable[[int, dict], None],
-) -> int:  # fmt: skip
-    """Makes the missing shards; how many chunks the source has."""
-    numbered = enumerate(chunks(source, chunk))
-    first = next(numbered, None)
-    second = next(numbered, None)
-    if first is None:
-        raise ValueError("the source holds no record; expected at least one")
-    if second is None:  # not worth another process
-        if not shards.is_there(folder, 0) and share[0] == 0:
-            tell(1, _make_one(folder, *first, tokenizer, make))
-        return 1
-    count = 0
-    running: collections.deque[Future] = collections.deque()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    folder: Path, parts: tuple[Iterable[Record], ...], tokenizer: Tokenizer, make: Make, share: tuple[int, int],
+    chunk: int, title: str,
+) -> None:  # fmt: skip
+    """Makes the missing shards that fall to this machine."""
+    i, n = share
+    by_part = len(parts) >= 4 * n  # enough that machines end at about the same time
+    mine = [p for p in range(len(parts)) if not shards.is_whole(folder, p) and (p % n == i or not by_part)]
+    pending: collections.deque[Callable[[], None]] = collections.deque()
+
+    def settle(most: int) -> None:
+        while len(pending) > most:
+            pending.popleft()()  # in order: of several errors the first is the one to mend
+
+    with ThreadPoolExecutor(_AT_ONCE, "prepare") as pool, _progress(title, [parts[p] for p in mine]) as tell:
         try:
-            for number, records in itertools.chain((first, second), numbered):
-                count = number + 1
-                if number % share[1] != share[0] or shards.is_there(folder, number):
-                    continue
-                while len(running) > workers:  # one chunk waits, so that no worker does
-                    tell(1, running.popleft().result())  # in order: of several errors the first is the one to mend
-                running.append(pool.submit(_make_one, folder, number, records, tokenizer, make))
-            while running:
-                tell(1, running.popleft().result())
-        except BrokenProcessPool:
-            raise ValueError(
-                f"a worker that tokenized was killed, most likely for want of memory: run the same again with fewer "
-                f"workers; {folder} keeps what is finished"
-            ) from None
+            for p in mine:
+                count = 0
+                for number, records in enumerate(chunks(parts[p], chunk)):
+                    count = number + 1
+                    name = shards.name(p, number)
+                    if (by_part or number % n == i) and not shards.is_there(folder, name):
+                        settle(_AT_ONCE)  # one chunk more waits, so that no thread does
+                        made = pool.submit(_make_one, folder, name, records, tokenizer, make)
+                        pending.append(partial(_told, made, tell))
+                pending.append(partial(shards.end_part, folder, p, count, _left_out(parts[p])))
+            settle(0)
         finally:
             pool.shutdown(cancel_futures=True)
-    return count
 
 
-def _make_one(folder: Path, number: int, records: list[Record], tokenizer: Tokenizer, make: Make) -> dict[str, Any]:
+def _make_one(folder: Path, name: str, records: list[Record], tokenizer: Tokenizer, make: Make) -> dict[str, int]:
     rows = make(records, tokenizer)
     report = {name: value for name, value in rows.report.items() if isinstance(value, int)}
     length = rows.stored["tokens"].shape[1]
     facts = {"rows": len(rows), "length": length, "examples": report.get("pieces", len(records)), "report": report}
-    shards.write(folder, number, rows.stored, facts)
+    shards.write(folder, name, rows.stored, facts)
     return report
 
 
+def _told(made: Future, tell: Tell) -> None:
+    tell(made.result())
+
+
+def _left_out(part: Iterable[Record]) -> dict[str, int]:
+    """Counts of the reading that has just ended."""
+    return {"skipped": part.skipped.total(), "duplicates": part.repeated.total()} if isinstance(part, Source) else {}
+
+
 @contextlib.contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, dict], None]]:
-    """Yields tell(shards, report), which shows documents and tokens a second: a line that is renewed on a terminal,
-    one every half a minute elsewhere, and none for what takes less than a second.
+def _progress(title: str, parts: list[Iterable[Record]]) -> Iterator[Tell]:
+    """Yields a function to be told of each shard's report. Shows documents and tokens a second, and the time left by
+    the bytes of the files that are read: a bar on a terminal, a line every half a minute elsewhere.
     """
     began = shown = time.monotonic()
-    done = {"shards": 0, "documents": 0, "tokens": 0}
-    live = sys.stderr.isatty()
-    said = False
+    done = collections.Counter(shards=0, documents=0, tokens=0)
+    sources = [part for part in parts if isinstance(part, Source)]
+    whole = sum(source.bytes for source in sources)
+    bar: Any = None
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def tell(count: int, report: dict) -> None:
-        nonlocal shown, said
-        done["shards"] += count
-        for name in ("documents", "tokens"):
-            done[name] += report.get(name, 0)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        task = bar.add_task(title, total=whole or None, note="")
+
+    def tell(report: dict) -> None:
+        nonlocal shown
+        done.update(shards=1, documents=report.get("documents", 0), tokens=report.get("tokens", 0))
+        read = sum(source.read.total() for source in sources)
         now = time.monotonic()
-        if now - shown > (0.2 if live else 30):
-            shown, said = now, True
-            print(_line(title, done, now - began), end="\r" if live else "\n", file=sys.stderr, flush=True)
+        seconds = now - began
+        note = f"{done['shards']} shards  " + "  ".join(
+            f"{done[k]:,} {k} ({done[k] / seconds:,.0f}/s)" for k in ("documents", "tokens")
+        )
+        if bar:
+            bar.update(task, completed=read, note=note)
+        elif now - shown > _QUIET:
+            shown = now
+            left = f"  {datetime.timedelta(seconds=round(seconds * (whole - read) / read))} left" if read else ""
+            print(f"{title}: {note}{left}", file=sys.stderr, flush=True)
 
-    yield tell
-    if said:
-        print(_line(title, done, time.monotonic() - began), file=sys.stderr, flush=True)
-
-
-def _line(title: str, done: dict, seconds: float) -> str:
-    rates = "  ".join(f"{done[k]:,} {k} ({done[k] / seconds:,.0f}/s)" for k in ("documents", "tokens"))
-    return f"{title}: {done['shards']} shards  {rates}"
+    with bar or contextlib.nullcontext():
+        yield tell
 
 
 _HELP = """Tokenizes and packs texts into rows of fixed length, once, ahead of training (which else does it itself).
@@ -175,8 +192,8 @@ Or any texts into a folder of their own, which a config then names by data=dict(
 
 A source is FORMAT:PATH, the format a factory of train.data.source (text, jsonl, csv, ...); the path is a file, a folder
 or a pattern. On several machines that see one folder, give each --shard=i/n, with i from 0 to n-1: in any order, at the
-same time or not; the last to finish writes the manifest. Killed, the same command goes on from the shards that are
-finished.
+same time or not; the last to finish writes the manifest. Of many files each reads only its own, so that a machine of
+many cores is quicker with several such processes too. Killed, the same command goes on from what is finished.
 """
 
 
@@ -220,10 +237,9 @@ def main() -> None:
     segments = flags.DEFINE_integer("segments", 8, "documents that a row may hold")
     out = flags.DEFINE_string("out", None, "the folder for the rows")
     share = flags.DEFINE_string("shard", "0/1", "the part that this machine makes, i/n")
-    workers = flags.DEFINE_integer("workers", None, "processes that tokenize (default: one a core)", lower_bound=1)
 
     def work(config: Any) -> None:
-        how: dict[str, Any] = dict(workers=workers.value, share=_parse_share(share.value))
+        how: dict[str, Any] = dict(share=_parse_share(share.value))
         if config is None:
             if source.value is None or tokenizer.value is None or out.value is None:
                 raise ValueError("give --source, --tokenizer and --out, or --config and --workdir; see --help")

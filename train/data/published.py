@@ -75,9 +75,6 @@ class Published:
     def pieces(self, ids: Any) -> list[str]:
         return [self._tokenizer.id_to_token(int(i)) or "" for i in ids]  # an id may be nobody's
 
-    def __reduce__(self):
-        return Published, self.file[1:]
-
 
 def load_wordpiece(path: str | os.PathLike, lowercase: bool = True) -> Published:
     """Loads a BERT's vocab.txt: a piece a line, those that go on with a word led by "##".

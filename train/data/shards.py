@@ -1,13 +1,15 @@
 """Rows on disk: a folder of shards, each there whole or not at all, and a manifest once all of them are.
 
-    FOLDER/key.json            what the rows are made from; written first, never changed
-    FOLDER/00000/tokens.npy    a shard: one array a file, fixed-length rows, so that any row is one seek away
-    FOLDER/00000/shard.json    its counts and the checksums of its files
-    FOLDER/manifest.json       all of that in one, written last
+    FOLDER/key.json                 what the rows are made from; written first, never changed
+    FOLDER/00002-00000/tokens.npy   a shard, the first of part 2: one array a file, any row one seek away
+    FOLDER/00002-00000/shard.json   its counts and the checksums of its files
+    FOLDER/00002.json               part 2 is whole: how many shards it has, and what was left out of it
+    FOLDER/manifest.json            all of that in one, written last
 
 The arrays are numpy's own format, mapped when read: rows of one length need no index.
 """
 
+import collections
 import functools
 import hashlib
 import json
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 _ABANDONED = 24 * 3600  # seconds after which nobody goes on with a shard half written
-_LAYOUT = 2  # raise it when the code that makes or stores rows changes what it makes
+_LAYOUT = 3  # raise it when the code that makes or stores rows changes what it makes
 _VERIFY = 64 * 2**20  # bytes that a folder may have for its checksums to be verified whenever it is opened
 
 
@@ -57,48 +59,68 @@ def begin(folder: Path, key: str) -> None:
         begin(folder, key)
 
 
-def is_there(folder: Path, number: int) -> bool:
-    return (folder / _name(number) / "shard.json").exists()
+def name(part: int, number: int) -> str:
+    """Of a part's shard; as text they sort as their numbers do."""
+    return f"{part:05d}-{number:05d}"
 
 
-def write(folder: Path, number: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+def is_there(folder: Path, shard: str) -> bool:
+    return (folder / shard / "shard.json").exists()
+
+
+def write(folder: Path, shard: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     """Stores a shard; it appears whole or not at all. Where another process was first, its shard stays."""
-    to = folder / _name(number)
-    partial = folder / f".{_name(number)}.{uuid.uuid4().hex}"
+    to = folder / shard
+    partial = folder / f".{shard}.{uuid.uuid4().hex}"
     partial.mkdir()
     try:
         files = {}
-        for name, array in arrays.items():
-            file = partial / f"{name}.npy"
+        for array_name, array in arrays.items():
+            file = partial / f"{array_name}.npy"
             with open(file, "wb") as stream:
                 np.save(stream, array, allow_pickle=False)
                 os.fsync(stream.fileno())
-            files[name] = {"bytes": file.stat().st_size, "checksum": _checksum(file)}
-        _write(partial / "shard.json", json.dumps({**facts, "files": files}))
+            files[array_name] = {"bytes": file.stat().st_size, "checksum": _checksum(file)}
+        _write(partial / "shard.json", json.dumps({"name": shard, **facts, "files": files}))
         try:
             partial.rename(to)
         except OSError:
-            if not is_there(folder, number):
+            if not is_there(folder, shard):
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def finish(folder: Path, count: int, report: Mapping[str, Any]) -> bool:
-    """Writes the manifest if all `count` shards are there; whether it did. `report` is merged with the shards' own."""
-    if not all(is_there(folder, n) for n in range(count)):
+def end_part(folder: Path, part: int, count: int, report: Mapping[str, int]) -> None:
+    """Notes that a part is whole, if all its `count` shards are there; `report` counts what was left out of it."""
+    if all(is_there(folder, name(part, n)) for n in range(count)):
+        _write(folder / f"{part:05d}.json", json.dumps({"shards": count, "report": report}))
+
+
+def is_whole(folder: Path, part: int) -> bool:
+    return (folder / f"{part:05d}.json").exists()
+
+
+def finish(folder: Path, count: int) -> bool:
+    """Writes the manifest if all `count` parts are whole; whether it did. Raises ValueError if they have no shard."""
+    if not all(is_whole(folder, part) for part in range(count)):
         return False
-    found = [json.loads((folder / _name(n) / "shard.json").read_text()) for n in range(count)]
+    parts = [json.loads((folder / f"{part:05d}.json").read_text()) for part in range(count)]
+    names = [name(part, n) for part, facts in enumerate(parts) for n in range(facts["shards"])]
+    if not names:
+        raise ValueError("the source holds no record; expected at least one")
+    found = [json.loads((folder / shard / "shard.json").read_text()) for shard in names]
     for leftover in folder.glob(".*"):  # of processes that were killed: one that still runs may be writing another
         if time.time() - leftover.stat().st_mtime > _ABANDONED:
             shutil.rmtree(leftover, ignore_errors=True)
     arrays.cache_clear()
-    totals = {name: sum(shard["report"][name] for shard in found) for name in found[0]["report"]}
-    totals["padding"] = 1 - totals["tokens"] / max(1, totals["rows"] * found[0]["length"])
+    totals: collections.Counter[str] = collections.Counter()
+    for facts in (*found, *parts):
+        totals.update(facts["report"])
+    padding = 1 - totals["tokens"] / max(1, sum(shard["rows"] * shard["length"] for shard in found))
+    report = {**totals, "padding": padding}
     key = json.loads((folder / "key.json").read_text())
-    _write(
-        folder / "manifest.json", json.dumps({"key": key, "report": {**totals, **report}, "shards": found}, indent=1)
-    )
+    _write(folder / "manifest.json", json.dumps({"key": key, "report": report, "shards": found}, indent=1))
     return True
 
 
@@ -130,27 +152,22 @@ def check(folder: Path, manifest: Mapping[str, Any], checksums: bool | None = No
     """
     total = sum(file["bytes"] for shard in manifest["shards"] for file in shard["files"].values())
     checksums = total <= _VERIFY if checksums is None else checksums
-    for number, shard in enumerate(manifest["shards"]):
-        for name, facts in shard["files"].items():
-            file = folder / _name(number) / f"{name}.npy"
+    for shard in manifest["shards"]:
+        for array_name, facts in shard["files"].items():
+            file = folder / shard["name"] / f"{array_name}.npy"
             same = file.exists() and file.stat().st_size == facts["bytes"]
             if not same or (checksums and _checksum(file) != facts["checksum"]):
                 raise ValueError(
-                    f"{file} is missing or not what was written; delete {file.parent} and {folder / 'manifest.json'}, "
-                    f"prepare again, and only that shard is made again"
+                    f"{file} is missing or not what was written; delete {file.parent}, "
+                    f"{folder / shard['name'].partition('-')[0]}.json and {folder / 'manifest.json'}, prepare again, "
+                    f"and only that shard is made again"
                 )
 
 
 @functools.lru_cache(160)  # each array holds a file open, and a process may commonly hold 1,024
-def arrays(folder: Path, number: int) -> dict[str, np.ndarray]:
+def arrays(folder: Path, shard: str) -> dict[str, np.ndarray]:
     """A shard's arrays, mapped."""
-    return {
-        file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in (folder / _name(number)).glob("*.npy")
-    }
-
-
-def _name(number: int) -> str:
-    return f"{number:05d}"
+    return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in (folder / shard).glob("*.npy")}
 
 
 def _write(file: Path, text: str, first: bool = False) -> bool:

@@ -50,6 +50,8 @@ class Source:
               be read on (a truncated stream, a missing column) its rest is left out and counts as one
     skipped:  the count of these in the latest reading, by file
     repeated: the count of what `unique` left out in the latest reading, by file
+    read:     the bytes read so far in the latest reading, by file, as they lie on disk
+    is_part:  whether it is one of the `parts` of another; one of them may keep no record
 
     Iterating raises ValueError, with file and row, for whatever a file has wrong, and if no record is kept.
     """
@@ -70,6 +72,10 @@ class Source:
     repeated: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter, init=False, repr=False, compare=False
     )
+    read: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter, init=False, repr=False, compare=False
+    )
+    is_part: bool = False
 
     def __post_init__(self):
         if self.split is not None and (len(self.split) != 2 or not 0 <= self.split[0] < self.split[1] <= 1):
@@ -113,15 +119,38 @@ class Source:
         digest.update(json.dumps(arguments, sort_keys=True).encode())
         return digest.hexdigest()
 
+    @property
+    def bytes(self) -> int:
+        """Of all the files on disk; what is elsewhere counts as none."""
+        return sum(_size(file) for file in self.files)
+
+    def parts(self, size: int) -> tuple["Source", ...]:
+        """Itself in runs of files of at least `size` bytes, to be read apart from each other: one after the other they
+        give the same records. All in one where a record may be left out for one in another file.
+        """
+        if self.unique or self.limit is not None:
+            return (self,)
+        runs: list[list[str]] = [[]]
+        held = 0
+        for file in self.files:
+            if held >= size:
+                runs.append([])
+                held = 0
+            runs[-1].append(str(file))
+            held += _size(file)
+        if len(runs) == 1:
+            return (self,)
+        return tuple(dataclasses.replace(self, path=tuple(run), find=_itself, is_part=True) for run in runs)
+
     def _kept(self) -> Iterator[Record]:
         """Every filter but `limit`."""
         seen: set[bytes] = set()
-        read = kept = 0
+        found = kept = 0
         first = None
-        self.skipped.clear()
-        self.repeated.clear()
+        for counts in (self.skipped, self.repeated, self.read):
+            counts.clear()
         for file, row, columns in self._read():
-            read += 1
+            found += 1
             try:
                 record = self._record(columns, f"{file}:{row}")
             except ValueError as error:
@@ -142,11 +171,11 @@ class Source:
                 seen.add(digest)
             kept += 1
             yield record
-        if not kept:
+        if not kept and not self.is_part:
             broken = f" ({self.skipped.total()} skipped, the first: {first})" if first else ""
             raise ValueError(
-                f"no record kept of {read}{broken} in {', '.join(map(str, self.files))} with where={dict(self.where)}, "
-                f"split={self.split}; expected at least one: check the files and the filters"
+                f"no record kept of {found}{broken} in {', '.join(map(str, self.files))} with "
+                f"where={dict(self.where)}, split={self.split}; expected at least one: check the files and the filters"
             )
 
     def _read(self) -> Iterator[tuple[Path, int, Mapping[str, Any] | ValueError]]:
@@ -154,7 +183,7 @@ class Source:
         names = tuple(dict.fromkeys(name for name in (*self.columns, *dict(self.where)) if name is not None))
         for file in self.files:
             try:
-                for row, columns in self.rows(file, names):
+                for row, columns in self.rows(file, names, functools.partial(_add, self.read, str(file))):
                     yield file, row, columns
             except ValueError as error:
                 yield file, 0, error
@@ -168,6 +197,18 @@ class Source:
         text, pair, label = (None if name is None else _value(columns, name, where) for name in self.columns)
         assert text is not None
         return Record(text, pair, label, where)
+
+
+def _add(counts: collections.Counter[str], name: str, n: int) -> None:
+    counts[name] += n
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _itself(path: str) -> list[Path]:
+    return [Path(path)]
 
 
 def _value(columns: Mapping[str, Any], name: str, where: str) -> str:

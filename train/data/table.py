@@ -67,6 +67,7 @@ class Shards:
         self.manifest = shards.manifest(folder)
         self.report: dict[str, Any] = self.manifest["report"]
         shards.check(folder, self.manifest)
+        self._names = [shard["name"] for shard in self.manifest["shards"]]
         counts = [shard["rows"] for shard in self.manifest["shards"]]
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
@@ -91,9 +92,8 @@ class Shards:
         pieces = []
         for same in np.split(by_shard, np.flatnonzero(np.diff(at[by_shard])) + 1):
             number = int(at[same[0]])
-            pieces.append(
-                {k: x[rows[same] - self._starts[number]] for k, x in shards.arrays(self.folder, number).items()}
-            )
+            stored = shards.arrays(self.folder, self._names[number])
+            pieces.append({name: x[rows[same] - self._starts[number]] for name, x in stored.items()})
         back = np.argsort(by_shard)
         stored = {name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[0]}
         return unfold(stored, self._first_example[at][:, None])

@@ -89,9 +89,6 @@ class SentencePiece:
     def pieces(self, ids: Any) -> list[str]:
         return self._processor.id_to_piece([int(i) for i in ids])
 
-    def __reduce__(self):
-        return SentencePiece, self.file[1:]
-
 
 def load(path: str | os.PathLike) -> Tokenizer:
     """Loads a SentencePiece model trained here, a published tokenizer.json, or whichever of them a workdir keeps.

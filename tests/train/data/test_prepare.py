@@ -1,5 +1,7 @@
 """Prepared rows: the same files however they are made, nothing made twice, nothing half made taken for whole."""
 
+import dataclasses
+import json
 import os
 import random
 import signal
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 from numbers_as_text import Numbers, records, some
 
+from train.data import formats, source
 from train.data import prepare as preparing
-from train.data import source
 from train.data.prepare import chunks, prepare
 from train.data.rows import label_examples, pack_documents
 from train.data.table import Memory, Shards
@@ -36,13 +38,13 @@ def made(folder, **options):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared") / "x"
-    made(folder, workers=2)
+    made(folder)
     return folder
 
 
 def test_every_document_is_there(whole):
     table = made(whole)
-    assert len(list(whole.glob("0*"))) > 5
+    assert len(list(whole.glob("00000-*"))) > 5
     expected = pack_documents(DOCUMENTS, Numbers(), 16, 4).report
     assert {k: table.report[k] for k in ("documents", "pieces", "split", "empty", "tokens")} == {
         k: expected[k] for k in ("documents", "pieces", "split", "empty", "tokens")
@@ -55,8 +57,7 @@ def test_every_document_is_there(whole):
     )
 
 
-def test_one_chunk_is_made_in_this_process_and_is_what_the_maker_makes(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "ProcessPoolExecutor", None)
+def test_one_chunk_is_what_the_maker_makes(tmp_path):
     table = prepare(tmp_path / "x", DOCUMENTS, Numbers(), MAKE, {"of": "a test"})
     rows = Memory(pack_documents(DOCUMENTS, Numbers(), 16, 4).arrays)
     everything = np.arange(len(rows))
@@ -64,10 +65,37 @@ def test_one_chunk_is_made_in_this_process_and_is_what_the_maker_makes(tmp_path,
 
 
 def test_machines_share_the_work_and_the_last_one_finishes(whole, tmp_path):
-    assert made(tmp_path / "x", workers=1, share=(1, 2)) is None
+    assert made(tmp_path / "x", share=(1, 2)) is None
     assert not (tmp_path / "x" / "manifest.json").exists()
-    assert len(made(tmp_path / "x", workers=1, share=(0, 2))) > 0
+    assert len(made(tmp_path / "x", share=(0, 2))) > 0
     assert files(tmp_path / "x") == files(whole)
+
+
+def test_machines_read_only_their_own_files_where_there_are_many(tmp_path):
+    for n in range(24):
+        text = "\n".join(json.dumps({"text": some(k % 9, 5 + n)}) for k in range(n % 5))
+        (tmp_path / f"{n:02d}.jsonl").write_text(text)
+    given = lambda: source.jsonl(f"{tmp_path}/*.jsonl")
+    how = dict(facts={"of": "files"}, chunk=50, part=60)
+    assert 8 < len(given().parts(60)) < 24
+    assert [r for part in given().parts(60) for r in part] == list(given())
+    assert given().parts(10**9)[0].is_part is False
+    assert len(dataclasses.replace(given(), unique=True).parts(1)) == 1
+    whole = prepare(tmp_path / "whole", given(), Numbers(), MAKE, **how)
+    read = []
+    for i in (1, 0):
+        mine = given()
+        with pytest.MonkeyPatch.context() as patch:
+            rows = formats.jsonl_rows
+            patch.setattr(formats, "jsonl_rows", lambda file, *more: read.append((i, file)) or rows(file, *more))  # noqa: B023
+            mine = source.jsonl(f"{tmp_path}/*.jsonl")
+            table = prepare(tmp_path / "x", mine, Numbers(), MAKE, share=(i, 2), **how)
+        assert (table is None) == (i == 1)
+    assert len(read) == len({file for _, file in read}) == 24
+    assert files(tmp_path / "x") == files(tmp_path / "whole")
+    assert whole.report["documents"] == sum(n % 5 for n in range(24))
+    (tmp_path / "x" / "manifest.json").unlink()
+    prepare(tmp_path / "x", given(), Numbers(), None, **how)  # nothing is made again, or read
 
 
 def test_what_is_finished_is_not_made_again(whole, tmp_path, monkeypatch):
@@ -85,7 +113,7 @@ from numbers_as_text import Slow
 from test_prepare import DOCUMENTS, MAKE
 from train.data.prepare import prepare
 if __name__ == "__main__":
-    prepare(Path({folder!r}), DOCUMENTS, Slow(), MAKE, {{"of": "a test"}}, chunk=400, workers=2)
+    prepare(Path({folder!r}), DOCUMENTS, Slow(), MAKE, {{"of": "a test"}}, chunk=400)
 """
 
 
@@ -97,24 +125,24 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, tmp_path):
     chance = random.Random(0)
     kept: dict = {}
     for _ in range(3):
-        shards_kept = len(list(folder.glob("0*")))
+        shards_kept = len(list(folder.glob("0*-*")))
         process = subprocess.Popen([sys.executable, script], start_new_session=True)
         end = time.monotonic() + 60  # killed soon after the next shard
-        while process.poll() is None and len(list(folder.glob("0*"))) <= shards_kept:
+        while process.poll() is None and len(list(folder.glob("0*-*"))) <= shards_kept:
             assert time.monotonic() < end
             time.sleep(0.01)
         time.sleep(chance.random() * 0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        now = {f: f.stat().st_mtime_ns for f in folder.glob("0*/*")}
+        now = {f: f.stat().st_mtime_ns for f in folder.glob("0*-*/*")}
         assert now.items() >= kept.items(), "a finished shard was made again"
         kept = now
     assert kept
-    abandoned, current = folder / ".00000.a", folder / ".00000.b"
+    abandoned, current = folder / ".00000-00000.a", folder / ".00000-00000.b"
     for leftover in (abandoned, current):
         leftover.mkdir()
     os.utime(abandoned, (0, 0))
-    made(folder, workers=2)
+    made(folder)
     assert files(folder) == files(whole)
     assert current.exists(), "another process may be at it"
     assert not abandoned.exists()
@@ -125,15 +153,15 @@ def test_an_error_leaves_what_is_finished_and_names_the_record(tmp_path):
     labelled = records(texts, labels=["no"] * 100 + ["maybe"] * 20)
     make = partial(label_examples, length=32, classes=("no", "yes"))
     with pytest.raises(ValueError, match=r"f:101: label 'maybe' is not among"):
-        prepare(tmp_path / "x", labelled, Numbers(), make, {"of": "labels"}, chunk=400, workers=2)
-    assert (tmp_path / "x" / "00000" / "shard.json").exists()
+        prepare(tmp_path / "x", labelled, Numbers(), make, {"of": "labels"}, chunk=400)
+    assert (tmp_path / "x" / "00000-00000" / "shard.json").exists()
     assert not list((tmp_path / "x").glob(".0*"))
 
 
 def test_labels_keep_the_number_of_their_record(tmp_path):
     labelled = records([some(n % 23) for n in range(60)], labels=[str(n) for n in range(60)])
     make = partial(label_examples, length=32, classes=None)
-    table = prepare(tmp_path / "x", labelled, Numbers(), make, {"of": "labels"}, chunk=400, workers=2)
+    table = prepare(tmp_path / "x", labelled, Numbers(), make, {"of": "labels"}, chunk=400)
     read = table.read(np.arange(len(table)))
     assert (read["labels"][:, 0] == read["example"][:, 0, 1]).all()
     assert len(table) == 60

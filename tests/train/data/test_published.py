@@ -3,9 +3,6 @@
 import gzip
 import json
 import os
-import pickle
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -200,35 +197,12 @@ def test_kept_and_found(vocabulary, tmp_path):
         tokenizer = load_wordpiece(vocabulary, lowercase)
         file = save(tokenizer, tmp_path)
         assert file == find(tmp_path) == tmp_path / "tokenizer.json"
-        for again in (load(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
-            assert again.vocab.fingerprint == tokenizer.vocab.fingerprint
-            assert again.file == tokenizer.file
-            np.testing.assert_array_equal(*(t.encode(["HÉllo Un"])[0] for t in (again, tokenizer)))
+        again = load(tmp_path)
+        assert again.vocab.fingerprint == tokenizer.vocab.fingerprint
+        assert again.file == tokenizer.file
+        np.testing.assert_array_equal(*(t.encode(["HÉllo Un"])[0] for t in (again, tokenizer)))
         prints.add(tokenizer.vocab.fingerprint)
     assert len(prints) == 2
-
-
-def test_in_other_processes():
-    """Unpickled in a new process; used before and after a fork, with no word of the library's and no hang."""
-    program = """
-import os, pickle, signal, sys
-signal.alarm(60)
-tokenizer = pickle.load(sys.stdin.buffer)
-texts = ["a mat and a cat"] * 200
-before = [ids.tolist() for ids in tokenizer.encode(texts)]
-if child := os.fork():
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-signal.alarm(30)  # a fork has none of its parent's
-assert [ids.tolist() for ids in tokenizer.encode(texts)] == before
-print(before[0])
-"""
-    tokenizer = published("bytes")
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], input=pickle.dumps(tokenizer), capture_output=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert found.stderr.decode() == ""
-    assert json.loads(found.stdout) == tokenizer.encode(["a mat and a cat"])[0].tolist()
 
 
 def file_with(**changes):

@@ -22,8 +22,9 @@ def stored(folder, *made):
     for number, rows in enumerate(made):
         facts = {"rows": len(rows), "length": 12, "examples": rows.report.get("pieces", 1)}
         counts = {name: rows.report[name] for name in ("tokens", "rows")}
-        shards.write(folder, number, rows.stored, facts | {"report": counts})
-    assert shards.finish(folder, len(made), {})
+        shards.write(folder, shards.name(0, number), rows.stored, facts | {"report": counts})
+    shards.end_part(folder, 0, len(made), {})
+    assert shards.finish(folder, 1)
     return Shards(folder)
 
 
@@ -137,7 +138,7 @@ def test_mixtures_that_cannot_be(make, message):
 def test_a_damaged_file_is_refused(tmp_path, damage):
     table = stored(tmp_path / "x", pack_documents(documents([3, 4]), Numbers(), 12, 4))
     del table
-    file = tmp_path / "x" / "00000" / "tokens.npy"
+    file = tmp_path / "x" / "00000-00000" / "tokens.npy"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"\x55" if damage == "change" else content[:-4])
     if damage == "remove":

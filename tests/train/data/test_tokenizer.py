@@ -1,7 +1,5 @@
 """The trained tokenizer: fixed special ids, a round trip for any text, the same bytes every time, clear refusals."""
 
-import pickle
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,7 +77,7 @@ def test_loading_gives_the_same_tokenizer(tmp_path, tokenizer, monkeypatch):
     assert file == find(tmp_path / "new") == tmp_path / "new" / FILES[0]
     assert list(file.parent.iterdir()) == [file]
     monkeypatch.setenv("MINE", str(tmp_path))
-    for again in (load(file), load(file.parent), load("$MINE/new"), pickle.loads(pickle.dumps(tokenizer))):
+    for again in (load(file), load(file.parent), load("$MINE/new")):
         assert again.file == tokenizer.file
         assert again.vocab.fingerprint == tokenizer.vocab.fingerprint
         np.testing.assert_array_equal(again.encode(["the cat"])[0], tokenizer.encode(["the cat"])[0])
