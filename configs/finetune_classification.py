@@ -58,6 +58,7 @@ def get_config(arguments: str = "from=runs/pretrain,train=train.csv,dev=dev.csv"
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
         schedule=dict(factory="train.schedule:linear", peak=1e-4, warmup=0.1),
         batch=32,
+        layout="packed",  # several short texts to a row: the same loss, and little padding
         epochs=3.0,
         seed=0,
         eval_every=500,

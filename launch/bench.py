@@ -55,11 +55,11 @@ class Bench:
 
         from model import random
         from train import loop, sharding
-        from train.data.loader import Loader, prefetch
+        from train.data.loader import prefetch
 
         stage = stage_of(size, batch, length, dtype, vocab)
-        like = loop.shapes(stage)
-        lowered = loop.lowered_step(stage, like, loop.batch_shapes(stage))
+        like, loader = loop.shapes(stage), loop.loader_of(stage)
+        lowered = loop.lowered_step(stage, like, loader.shapes(0))
 
         def compiled():
             begun = time.perf_counter()
@@ -67,7 +67,7 @@ class Bench:
 
         compiling = loop.in_background(compiled)
         self.state = loop.first_state(stage, like)
-        self.batches = prefetch(Loader(stage.rows, batch), 0, stage.steps, sharding.rows(stage.mesh))
+        self.batches = prefetch(loader, 0, stage.steps, sharding.rows(stage.mesh))
         self.key = random.key(stage.seed)
         self.compiled, compile_s = compiling.result()
         self.take()

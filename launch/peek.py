@@ -45,7 +45,7 @@ class Target(NamedTuple):
 class Row(NamedTuple):
     """A row of a batch.
 
-    number:   of the row in the stage's data
+    number:   of the row in the stage's data, or in the batch where its layout makes rows anew
     targets:  those of weight above 0, by position; None where the objective names no targets
     others:   any other array that the corruption added or changed, by its path in the row
     padding:  share of the positions
@@ -63,8 +63,7 @@ def peek(config: Any, name: str, workdir: Path, step: int = 0, rows: int = 2) ->
 
     Raises ValueError for a step that the stage does not take, or whatever is wrong with the config.
     """
-    from train import build
-    from train.data.loader import Loader
+    from train import build, loop
 
     config = build.plain(config)
     made = build.spec(config, name)
@@ -72,13 +71,14 @@ def peek(config: Any, name: str, workdir: Path, step: int = 0, rows: int = 2) ->
     stage = build.stage(config | {name: config[name] | {"mesh": "tensor=-1", "microbatches": 1}}, name, workdir)
     if not 0 <= step < stage.steps:
         raise ValueError(f"--step={step}: {name} takes {stage.steps} steps, numbered 0 to {stage.steps - 1}")
-    if not 1 <= rows <= stage.batch:
-        raise ValueError(f"--rows={rows}: a batch of {name} has {stage.batch} rows, so take 1 to {stage.batch}")
-    loader = Loader(stage.rows, stage.batch, stage.seed)
+    loader = loop.loader_of(stage)
+    count = loader.shapes(step)["tokens"].shape[0]
+    if not 1 <= rows <= count:
+        raise ValueError(f"--rows={rows}: this batch of {name} has {count} rows, so take 1 to {count}")
     tokenizer = build.tokenizer(config, workdir)
     before = loader.read(step, slice(0, rows))
     after = corrupted(stage, before, step)
-    numbers = loader.index(step)[:rows].tolist()
+    numbers = loader.index(step)[:rows].tolist() if loader.layout is None else range(rows)
     classes = made.data.get("classes")
     return [_row(stage, tokenizer, classes, n, _at(before, i), _at(after, i)) for i, n in enumerate(numbers)]
 

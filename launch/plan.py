@@ -42,7 +42,6 @@ def plan(config: Any, name: str, mesh: str | None = None, memory: str | None = N
 
     config = build.plain(config)
     made = build.spec(config, name)
-    build.check_offline(made, name)
     shape = sharding.parse(made.mesh if mesh is None else mesh)
     notes = []
     concrete = None
@@ -52,10 +51,9 @@ def plan(config: Any, name: str, mesh: str | None = None, memory: str | None = N
     elif -1 in shape.values():
         notes.append(f"mesh {made.mesh if mesh is None else mesh}: -1 counted as 1")
         shape = {axis: 1 if n == -1 else n for axis, n in shape.items()}
-    try:
-        sharding.check_rows(made.batch, made.microbatches, shape)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    build.check_offline(made, name, shape)
+    if made.layout != "padded":
+        notes.append(f"layout {made.layout}: counted as padded; how much less it is, the lengths of the texts decide")
     where = sharding.abstract_mesh(shape)
     stage, batch = _offline(config, name, made, concrete)
     state = jax.eval_shape(loop.fresh(stage), random.generator(0))

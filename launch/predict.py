@@ -159,6 +159,7 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
     import jax
 
     from train import build, evaluate
+    from train.data.layout import layout
     from train.data.loader import evaluation_batches
     from train.sharding import rows as over_rows
 
@@ -167,9 +168,10 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
     run = jax.jit(evaluate.evaluator(trained.backbone, trained.objective, trained.view))
     out: dict[str, float | None] = {}
     for name, section in trained.made.evals.items():
-        arrays = build.rows(section, f"{trained.name}.evals.{name}", trained.tokenizer, workdir)
+        table = build.rows(section, f"{trained.name}.evals.{name}", trained.tokenizer, workdir)
         batch = _rows_a_batch(trained, trained.made.batch)
-        batches = evaluation_batches(arrays, batch, over_rows(trained.mesh))
+        how = layout(trained.made.layout, table, batch, trained.mesh.size)
+        batches = evaluation_batches(table, batch, over_rows(trained.mesh), how)
         found = evaluate.evaluate(run, trained.params, batches, trained.objective.scores)
         # JSON has no nan
         out |= {f"{name}/{k}": v if math.isfinite(v) else None for k, v in found.items()}

@@ -22,6 +22,7 @@ from model.types import Backbone
 from objectives.types import Objective, Vocab
 from train import checkpoint, sharding, tree
 from train import step as training
+from train.data.layout import LAYOUTS
 from train.stage import Carry, Stage
 
 _SPECIAL = ("pad", "unk", "cls", "sep", "mask")
@@ -38,7 +39,8 @@ class Spec:
                  `mixture`, several of these by name, each with its `weight`
     optimizer:   a factory of `train.optimizer`
     schedule:    a factory of `train.schedule`
-    batch:       rows a step, over the whole mesh
+    batch:       rows of data a step, over the whole mesh
+    layout:      of finetuning examples in a batch: "padded", "bucketed" or "packed"
     steps, epochs:  one of them
     mesh:        "data=2,fsdp=4,tensor=1"; -1 for what is left
     carry:       `stage` (of this workdir) or `checkpoint` (a stage's folder), with `rules` and `resize`; `best` to take
@@ -60,6 +62,7 @@ class Spec:
     seed: int = 0
     mesh: str = "data=-1"
     microbatches: int = 1
+    layout: str = "padded"
     carry: dict | None = None
     learned: tuple = ()
     view: str | None = None
@@ -72,7 +75,7 @@ class Spec:
     patience: int | None = None
 
 
-# what may not change under a workdir; the rest (steps, evaluations, logging, mesh, microbatches) may
+# what may not change under a workdir; the rest (steps, evaluations, logging, mesh, microbatches, layout) may
 _IDENTITY = ("objective", "data", "optimizer", "schedule", "batch", "seed", "carry", "learned", "view")
 _RUNTIME = ("scan", "remat")  # of the backbone: how, not what
 
@@ -265,8 +268,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     """
     made = spec(config, name)
     mesh = sharding.make_mesh(sharding.parse(made.mesh))
-    sharding.check_rows(made.batch, made.microbatches, dict(mesh.shape))
-    check_offline(made, name)
+    check_offline(made, name, dict(mesh.shape))
     check_keys(config, made, name)
     tok = tokenizer(config, workdir)
     bb, objective = model(made, name, tok.vocab, mesh)
@@ -279,15 +281,22 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     return Stage(
         name=name, backbone=bb, objective=objective, vocab=tok.vocab, rows=data, batch=made.batch, steps=steps,
         optimizer=optimizer, schedule=schedule, learned=learned, mesh=mesh, seed=made.seed,
-        microbatches=made.microbatches, view=load(made.view) if made.view else training.identity,
+        microbatches=made.microbatches, layout=made.layout, view=load(made.view) if made.view else training.identity,
         carry=_carry(made, name, workdir), evals=evals, eval_every=made.eval_every, log_every=made.log_every,
         save_every=made.save_every, keep=made.keep, best=made.best, patience=made.patience, identity=identity,
         provenance=provenance(config, name, bb, tok.vocab),
     )  # fmt: skip
 
 
-def check_offline(made: Spec, name: str) -> None:
+def check_offline(made: Spec, name: str, mesh_shape: dict[str, int]) -> None:
     """What is wrong with numbers alone, before any data is read."""
+    if made.layout not in LAYOUTS:
+        raise ValueError(f"{name}.layout={made.layout!r} must be one of {', '.join(LAYOUTS)}")
+    if made.layout != "packed":  # which makes as many rows as divide
+        try:
+            sharding.check_rows(made.batch, made.microbatches, mesh_shape)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     if made.best is not None and made.best.lstrip("-").split("/")[0] not in made.evals:
         raise ValueError(
             f"{name}.best={made.best!r} must be a metric of one of its evals ({', '.join(made.evals) or 'none'}), as "

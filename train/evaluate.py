@@ -67,11 +67,13 @@ def _local(arrays: dict) -> dict:
 
 def examples(gathered: list[dict], *names: str) -> list[np.ndarray]:
     """Arrays [B, S, ...] of many batches as one [examples, ...] each, in the order of the examples, none twice."""
-    whole = {k: np.concatenate([g[k] for g in gathered]) for k in ("example", "segments", *names)}
-    S = whole["example"].shape[1]
-    there = whole["segments"].max(1)[:, None] >= np.arange(1, S + 1)
-    _, first = np.unique(whole["example"][there], axis=0, return_index=True)
-    return [whole[name][there][first] for name in names]
+    chosen = []
+    for arrays in gathered:  # batches may have rows of different lengths
+        there = arrays["segments"].max(1)[:, None] >= np.arange(1, arrays["example"].shape[1] + 1)
+        chosen.append({k: arrays[k][there] for k in ("example", *names)})
+    whole = {k: np.concatenate([c[k] for c in chosen]) for k in ("example", *names)}
+    _, first = np.unique(whole["example"], axis=0, return_index=True)
+    return [whole[name][first] for name in names]
 
 
 def score(name: str, labels: np.ndarray, found: np.ndarray) -> float:

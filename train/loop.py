@@ -17,6 +17,9 @@ from model import random
 from objectives import types
 from train import carry, checkpoint, evaluate, flops, sharding
 from train import step as training
+from train.data.layout import Layout, layout
+from train.data.loader import Loader, evaluation_batches, prefetch
+from train.data.table import Table, table
 from train.log import Log
 from train.stage import Stage
 from train.state import TrainState
@@ -54,9 +57,10 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
             if origin.step >= stage.steps or judge.patience_is_over():
                 log.say(f"{stage.name} is done: {origin.step} of {stage.steps} steps")
                 return _state(stage, like, origin, log)
-            compiling = in_background(lowered_step(stage, like, batch_shapes(stage)).compile)
+            loader = loader_of(stage)
+            compiling = in_background(lowered_step(stage, like, loader.shapes(origin.step)).compile)
             state = _state(stage, like, origin, log)
-            return _run(stage, state, origin.step, compiling, store, judge, log, asked)
+            return _run(stage, loader, state, like, origin.step, compiling, store, judge, log, asked)
     finally:
         store.close()
         if best:
@@ -142,11 +146,15 @@ def _placed(like: TrainState) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, like)
 
 
-def batch_shapes(stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
-    from train.data.loader import Loader
+def loader_of(stage: Stage) -> Loader:
+    """What the stage trains on, batch by batch."""
+    layout = layout_of(stage, table(stage.rows), stage.microbatches)
+    return Loader(stage.rows, stage.batch, stage.seed, layout=layout)
 
-    row = Loader(stage.rows, 1, stage.seed).read(0)
-    return {k: jax.ShapeDtypeStruct((stage.batch, *x.shape[1:]), x.dtype) for k, x in row.items()}
+
+def layout_of(stage: Stage, rows: Table, microbatches: int = 1) -> Layout | None:
+    """How the stage's batches lie, for the lengths of these rows."""
+    return layout(stage.layout, rows, stage.batch, microbatches * sharding.row_parts(dict(stage.mesh.shape)))
 
 
 def _carried(stage: Stage, state: TrainState, log: Log) -> TrainState:
@@ -192,18 +200,16 @@ def _jsonable(x: Any) -> Any:
 
 
 def flops_a_step(stage: Stage, like: TrainState) -> int:
-    return flops.of_loss(stage.backbone, stage.objective, like.params, batch_shapes(stage), stage.view)
+    """Of the first batch; others may have other shapes."""
+    return flops.of_loss(stage.backbone, stage.objective, like.params, loader_of(stage).shapes(0), stage.view)
 
 
 def _run(
-    stage: Stage, state: TrainState, start: int, compiling: Future, store: checkpoint.Store, judge: "Judge", log: Log,
-    asked: "_Asked",
+    stage: Stage, loader: Loader, state: TrainState, like: TrainState, start: int, compiling: Future,
+    store: checkpoint.Store, judge: "Judge", log: Log, asked: "_Asked",
 ) -> TrainState:  # fmt: skip
-    from train.data.loader import Loader, prefetch
-
-    loader = Loader(stage.rows, stage.batch, stage.seed)
     key = random.key(stage.seed)
-    run_step = compiling.result()
+    steps = {_shape(loader.shapes(start)): compiling.result()}
     pending: list[tuple[int, Any]] = []  # (step, Sums on the device) not looked at yet
 
     def settle() -> None:
@@ -229,7 +235,9 @@ def _run(
     step = start
     log.begin(start)
     for n, batch in prefetch(loader, start, stage.steps, sharding.rows(stage.mesh)):
-        state, sums = run_step(state, batch, key)
+        if _shape(batch) not in steps:  # of few: a layout has three shapes at most
+            steps[_shape(batch)] = lowered_step(stage, like, batch).compile()
+        state, sums = steps[_shape(batch)](state, batch, key)
         pending.append((n, sums))
         step = n + 1
         if step % stage.log_every == 0 or step == start + 1:
@@ -247,6 +255,10 @@ def _run(
     if stage.evals and not judge.patience_is_over():
         judge.look(state, step)
     return state
+
+
+def _shape(batch: Any) -> tuple[int, ...]:
+    return batch["tokens"].shape
 
 
 def provenance(stage: Stage) -> dict:
@@ -270,12 +282,11 @@ class Judge:
 
     def look(self, state: TrainState, step: int) -> bool:
         """Whether training should go on."""
-        from train.data.loader import evaluation_batches
-
         stage = self.stage
         metrics: dict[str, float] = {}
         for name, rows in stage.evals.items():
-            batches = evaluation_batches(rows, stage.batch, sharding.rows(stage.mesh))
+            how = layout_of(stage, table(rows))
+            batches = evaluation_batches(rows, stage.batch, sharding.rows(stage.mesh), how)
             found = evaluate.evaluate(self.run, state.params, batches, stage.objective.scores)
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         self.log.evaluation(step, metrics)

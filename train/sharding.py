@@ -141,9 +141,14 @@ def rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def row_parts(mesh_shape: dict[str, int]) -> int:
+    """Into how many parts a mesh splits a batch's rows."""
+    return math.prod(mesh_shape[a] for a in RULES["batch"])
+
+
 def check_rows(batch: int, microbatches: int, mesh_shape: dict[str, int]) -> None:
     """Raises ValueError unless a batch divides into microbatches and each of those over the mesh."""
-    parts = math.prod(mesh_shape[a] for a in RULES["batch"])
+    parts = row_parts(mesh_shape)
     if batch % (microbatches * parts):
         raise ValueError(
             f"a batch of {batch} rows does not divide into {microbatches} microbatches over {parts} devices "

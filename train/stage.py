@@ -30,6 +30,8 @@ class Stage:
 
     rows:        the training data, a table or arrays [N, ...] in the batch's format; batch n is a function of (rows,
                  seed, n)
+    batch:       rows of `rows` that a step takes
+    layout:      how they lie in a batch: "padded" (as they are), "bucketed" or "packed", see `train.data.layout`
     evals:       data sets by name, each evaluated every `eval_every` steps (0: at the end alone)
     learned:     for each leaf of params a bool, or one a layer (see `train.tree.split`)
     schedule:    step -> learning rate, the one inside `optimizer`; logged
@@ -52,6 +54,7 @@ class Stage:
     mesh: Mesh
     seed: int = 0
     microbatches: int = 1
+    layout: str = "padded"
     view: Callable[[Any], Any] = training.identity
     carry: Carry | None = None
     evals: dict[str, Table | Arrays] = field(default_factory=dict)

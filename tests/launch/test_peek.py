@@ -120,7 +120,7 @@ def test_any_other_array_of_a_corruption_is_listed(toy):
 ERRORS = [
     ({"name": "x"}, "the config has no stage 'x'"),
     ({"step": 4}, "--step=4: pretrain takes 4 steps, numbered 0 to 3"),
-    ({"rows": 0}, "--rows=0: a batch of pretrain has 8 rows, so take 1 to 8"),
+    ({"rows": 0}, "--rows=0: this batch of pretrain has 8 rows, so take 1 to 8"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,6 +75,23 @@ def test_mesh_and_microbatches_may_change(folder, whole):
     want, got = params_at(whole, "pretrain"), params_at(other, "pretrain")
     for name in want:
         np.testing.assert_allclose(got[name], want[name], atol=2e-4, err_msg=name)
+
+
+def test_a_layout_changes_no_step(folder, whole):
+    """Examples packed, and after a resume bucketed: the steps are those of a run that pads."""
+    other = folder / "layouts"
+    shutil.copytree(whole, other, ignore=shutil.ignore_patterns("finetune"))
+    config = config_of(folder)
+    del config["finetune"]["epochs"]
+    for steps, layout in ((4, "packed"), (8, "bucketed")):
+        config["finetune"] |= dict(steps=steps, layout=layout, eval_every=4)
+        run(config, other, "finetune")
+    want, got = ([x for x in lines(workdir, "finetune") if "loss" in x][:8] for workdir in (whole, other))
+    assert [line["step"] for line in got] == list(range(1, 9))
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_allclose(b["loss"], a["loss"], rtol=1e-4)
+        np.testing.assert_allclose(b["gradient_norm"], a["gradient_norm"], rtol=1e-3)
+    assert len([line for line in lines(other, "finetune") if "dev/loss" in line]) == 2
 
 
 @pytest.mark.parametrize(

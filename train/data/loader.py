@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.data.rows import empty_rows
-from train.data.table import Arrays, Table, table
+from train.data.layout import Layout, laid_out
+from train.data.table import Arrays, Filled, Table, table
 
 Batch = dict[str, jax.Array]
 
@@ -21,9 +21,10 @@ class Loader:
     """Batches of `batch` rows without end, epoch after epoch; nothing is dropped where an epoch ends inside a batch.
 
     rows:     a table, or arrays by name, [N, ...] each
-    batch:    rows of a global batch, over all processes
+    batch:    rows of the table in a global batch, over all processes
     seed:     of the order, which is new in every epoch
     shuffle:  False reads the rows in order, the same in every epoch
+    layout:   how the batch's examples lie in it, see `train.data.layout`; None for rows as they are stored
 
     Raises:
       ValueError: no rows, arrays of different lengths, a batch of none, a negative seed.
@@ -33,6 +34,7 @@ class Loader:
     batch: int
     seed: int = 0
     shuffle: bool = True
+    layout: Layout | None = None
 
     def __post_init__(self):
         if not len(self.table):
@@ -56,14 +58,38 @@ class Loader:
         places = np.arange(n * self.batch, (n + 1) * self.batch)
         return self.table.shuffled(places, self.seed) if self.shuffle else places % len(self.table)
 
+    def shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of global batch `n`."""
+        count, read = self._reader(n)
+        return {k: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for k, x in read(np.arange(1)).items()}
+
     def read(self, n: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Global batch `n`, or only its `rows`, in the dtypes of `model/types.py`."""
-        return self.table.read(self.index(n)[rows or slice(None)])
+        count, read = self._reader(n)
+        return read(np.arange(count)[rows or slice(None)])
 
     def device(self, n: int, sharding: jax.sharding.NamedSharding) -> Batch:
         """Global batch `n` on the devices of `sharding`, which splits axis 0. Only what this process holds is read."""
+        count, read = self._reader(n)
+        return _place(read, count, sharding)
+
+    def _reader(self, n: int) -> tuple[int, Callable[[np.ndarray], dict[str, np.ndarray]]]:
+        """(rows of batch n, what reads those of ascending numbers)."""
         index = self.index(n)
-        return _place(lambda rows: self.table.read(index[rows]), self.batch, sharding)
+        if self.layout is None:
+            return self.batch, lambda rows: self.table.read(index[rows])
+        index = index[self.table.sizes[index] > 0]  # one that is empty has no place
+        (count, length), places = self.layout.arrange(self.table.sizes[index])
+        segments = self.layout.segments
+
+        def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+            mine = np.flatnonzero(np.isin(places.row, rows))
+            here = places._replace(
+                row=np.searchsorted(rows, places.row[mine]), slot=places.slot[mine], offset=places.offset[mine]
+            )
+            return laid_out(self.table.read(index[mine]), here, (len(rows), length), segments)
+
+        return count, read
 
 
 def prefetch(
@@ -84,20 +110,14 @@ def prefetch(
         pool.shutdown(cancel_futures=True)
 
 
-def evaluation_batches(rows: Table | Arrays, batch: int, sharding: jax.sharding.NamedSharding) -> Iterator[Batch]:
+def evaluation_batches(
+    rows: Table | Arrays, batch: int, sharding: jax.sharding.NamedSharding, layout: Layout | None = None
+) -> Iterator[Batch]:
     """Every row once, in order, on the devices; the last batch is filled up with empty rows (segments 0)."""
-    source = Loader(rows, batch, shuffle=False).table
-    total = len(source)
-
-    def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
-        # at least one, for the names and shapes: a process's part of the last batch may be padding alone
-        there = source.read(np.minimum(numbers[: max(1, int((numbers < total).sum()))], total - 1))
-        there = {name: array[: int((numbers < total).sum())] for name, array in there.items()}
-        missing = empty_rows(there, int((numbers >= total).sum()))
-        return {name: np.concatenate([there[name], missing[name]]) for name in there}
-
-    for start in range(0, total, batch):
-        yield _place(lambda numbers, start=start: read(start + numbers), batch, sharding)  # type: ignore[misc]
+    filled = Filled(Loader(rows, batch).table, batch)
+    loader = Loader(filled, batch, shuffle=False, layout=layout)
+    for n in range(len(filled) // batch):
+        yield loader.device(n, sharding)
 
 
 def _place(

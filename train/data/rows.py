@@ -130,11 +130,6 @@ def label_examples(
     return Rows(stored, {"documents": len(sizes), "truncated": truncated} | _space(stored))
 
 
-def empty_rows(arrays: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
-    """`n` rows like those of `arrays` that are padding alone: everything is 0, segments too, so that nothing counts."""
-    return {name: np.zeros((n, *array.shape[1:]), array.dtype) for name, array in arrays.items()}
-
-
 def _check(length: int, segments: int, specials: int) -> None:
     if length <= specials:
         raise ValueError(f"length={length}: expected more than the {specials} special tokens of a segment")

@@ -1,5 +1,6 @@
 """Tables: what a loader reads. Rows by their number, from memory, from shards on disk, or from a mixture of tables."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -25,6 +26,11 @@ class Table(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """The tokens of each row, int64 [N]."""
+        ...
+
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of these numbers, int64 [n] -> by name [n, ...], in the dtypes of `model/types.py`."""
         ...
@@ -47,6 +53,10 @@ class Memory:
 
     def __len__(self) -> int:
         return self._rows
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        return (self._arrays["segments"] > 0).sum(1)
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.asarray(array[rows], dtype(name, array.dtype)) for name, array in self._arrays.items()}
@@ -85,6 +95,11 @@ class Shards:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        stored = (shards.arrays(self.folder, name)["sizes"] for name in self._names)
+        return np.concatenate([sizes.sum(1, dtype=np.int64) for sizes in stored])
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         at = np.searchsorted(self._ends, rows, side="right")
@@ -139,6 +154,10 @@ class Mixture:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        return np.concatenate([table.sizes for table in self._tables])
+
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         at = np.searchsorted(self._ends, rows, side="right")
         out: dict[str, np.ndarray] = {}
@@ -162,6 +181,38 @@ class Mixture:
             rest, at = rest[~mine], (at - before)[~mine]
             whole -= count
         return out
+
+
+class Filled:
+    """A table with empty rows (segments 0) after its own, as many as make whole batches of it: each row once, in order,
+    that all processes take equal steps.
+    """
+
+    def __init__(self, table: Table, batch: int):
+        self._table, self._rows = table, -(-len(table) // batch) * batch
+
+    @property
+    def fingerprint(self) -> str:
+        return self._table.fingerprint
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        sizes = self._table.sizes
+        return np.pad(sizes, (0, self._rows - len(sizes)))
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        there = rows < len(self._table)
+        # at least one, for the names and shapes: what a process reads may be padding alone
+        arrays = self._table.read(np.where(there, rows, 0) if len(rows) else np.zeros(1, np.int64))
+        for array in arrays.values():
+            array[: len(rows)][~there] = 0
+        return {name: array[: len(rows)] for name, array in arrays.items()}
+
+    def shuffled(self, places: np.ndarray, seed: int) -> np.ndarray:
+        raise ValueError("a table that is filled up is read in order")
 
 
 def _whole(weights: Sequence[float]) -> list[int]:

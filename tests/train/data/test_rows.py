@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numbers_as_text import CLS, PAD, SEP, Numbers, records, some
 
 from train.data.packing import pack
-from train.data.rows import empty_rows, label_examples, pack_documents
+from train.data.rows import label_examples, pack_documents
 
 
 def segments_of(arrays):
@@ -197,12 +197,3 @@ ERRORS = [
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_empty_rows():
-    arrays = label_examples(records(["7"], labels=["2"]), Numbers(), 6, None, segments=3).arrays
-    empty = empty_rows(arrays, 4)
-    assert {k: (v.shape, v.dtype) for k, v in empty.items()} == {
-        k: ((4, *v.shape[1:]), v.dtype) for k, v in arrays.items()
-    }
-    assert not any(array.any() for array in empty.values())
