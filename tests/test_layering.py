@@ -20,7 +20,6 @@ ROOMS = {
     "flax": "model/",
     "orbax": "train/checkpoint.py",
     "tensorflow_datasets": "train/data/",
-    "grain": "train/data/",
     "sentencepiece": "train/data/",
     "tokenizers": "train/data/",
     "pyarrow": "train/data/",

@@ -204,14 +204,15 @@ def _parse_share(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def _parse_source(text: str) -> Any:
+def parse_source(text: str) -> Source:
+    """The source that FORMAT:PATH names. Raises ValueError for another format."""
     from train.data import source
 
     kind, _, path = text.partition(":")
     ours = [x for x in vars(source).values() if inspect.isfunction(x) and x.__module__ == source.__name__]
     kinds = [x.__name__ for x in ours if not x.__name__.startswith("_")]
     if kind not in kinds or not path:
-        raise ValueError(f"--source={text}: expected FORMAT:PATH, with a format of {', '.join(sorted(kinds))}")
+        raise ValueError(f"source {text!r}: expected FORMAT:PATH, with a format of {', '.join(sorted(kinds))}")
     return getattr(source, kind)(path)
 
 
@@ -267,10 +268,13 @@ def _texts(source: str, tokenizer: str, length: int, segments: int, out: str, ho
     from train.data import tokenizer as tokenizers
     from train.data.rows import pack_documents
 
-    made, tok = _parse_source(source), tokenizers.load(tokenizer)
+    made, tok = parse_source(source), tokenizers.load(tokenizer)
     facts = {"length": length, "segments": segments, "source": made.fingerprint, "tokenizer": tok.vocab.fingerprint}
     make = partial(pack_documents, length=length, segments=segments)
-    return prepare(Path(out), made, tok, make, facts, title=out, **how)
+    table = prepare(Path(out), made, tok, make, facts, title=out, **how)
+    if tokenizers.find(Path(out)) is None:  # so that the folder says what its ids mean
+        tokenizers.save(tok, Path(out))
+    return table
 
 
 if __name__ == "__main__":
