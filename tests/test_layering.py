@@ -25,10 +25,12 @@ ROOMS = {
     "pyarrow": "train/data/",
     "zstandard": "train/data/",
     "array_record": "train/data/",
-    "datasets": "train/data/",
+    "isal": "train/data/",
+    "datasketch": "train/data/",
+    "ftfy": "train/data/",
 }
 # imported by the function that needs it, since a machine may train without
-LATE = {"tensorflow_datasets", "pyarrow", "zstandard", "array_record", "datasets"}
+LATE = {"tensorflow_datasets", "pyarrow", "zstandard", "array_record", "datasets", "datasketch", "ftfy"}
 FILES = [p.relative_to(ROOT) for folder in MAY for p in sorted((ROOT / folder).rglob("*.py"))]
 
 

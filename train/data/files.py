@@ -2,16 +2,16 @@
 
 import contextlib
 import glob
-import gzip
 import hashlib
 import io
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from isal import igzip, isal_zlib
 
 Tell = Callable[[int], None]  # is told of bytes read, as they lie in the file
 
@@ -83,7 +83,7 @@ def lines(file: Path, tell: Tell = nobody) -> Iterator[tuple[int, str, ValueErro
         try:
             for row, line in enumerate(stream, start=1):
                 yield row, *_decode(line, "utf-8-sig" if row == 1 else "utf-8", f"{file}:{row}")
-        except (EOFError, gzip.BadGzipFile, zlib.error, _ZstandardError) as error:
+        except (EOFError, igzip.BadGzipFile, isal_zlib.error, _ZstandardError) as error:  # type: ignore[misc]
             kind = {".gz": "gzip", ".zst": "zstandard"}[file.suffix]
             raise ValueError(f"{file}:{row + 1}: broken or truncated {kind} ({error}); copy the file again") from None
 
@@ -109,7 +109,7 @@ def _decode(line: bytes, encoding: str, where: str) -> tuple[str, ValueError | N
 def _open(file: Path, tell: Tell) -> Iterator[io.BufferedIOBase]:
     with io.BufferedReader(_Told(file, tell), _BLOCK) as raw:
         if file.suffix == ".gz":
-            with gzip.GzipFile(fileobj=raw) as stream:
+            with igzip.IGzipFile(fileobj=raw) as stream:  # gzip's own takes three times as long
                 yield stream
         elif file.suffix == ".zst":
             with io.BufferedReader(_Zstandard(raw), _BLOCK) as stream:

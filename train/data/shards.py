@@ -12,6 +12,7 @@ The arrays are numpy's own format, mapped when read: rows of one length need no 
 import collections
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+_hash = functools.partial(hashlib.blake2b, digest_size=16)
 _ABANDONED = 24 * 3600  # seconds after which nobody goes on with a shard half written
 _LAYOUT = 3  # raise it when the code that makes or stores rows changes what it makes
 _VERIFY = 64 * 2**20  # bytes that a folder may have for its checksums to be verified whenever it is opened
@@ -69,24 +71,34 @@ def is_there(folder: Path, shard: str) -> bool:
 
 
 def write(folder: Path, shard: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Stores a shard; it appears whole or not at all. Where another process was first, its shard stays."""
+    """Stores a shard; it appears whole or not at all. Where another process was first, its shard stays.
+
+    Raises ValueError where it cannot be written, as on a full disk; nothing of it is left then.
+    """
     to = folder / shard
     partial = folder / f".{shard}.{uuid.uuid4().hex}"
-    partial.mkdir()
     try:
+        partial.mkdir()
         files = {}
         for array_name, array in arrays.items():
-            file = partial / f"{array_name}.npy"
-            with open(file, "wb") as stream:
-                np.save(stream, array, allow_pickle=False)
+            content = io.BytesIO()  # numpy, writing to a file itself, does not see that the last bytes found no room
+            np.save(content, array, allow_pickle=False)
+            with open(partial / f"{array_name}.npy", "wb") as stream:
+                stream.write(content.getbuffer())
+                stream.flush()
                 os.fsync(stream.fileno())
-            files[array_name] = {"bytes": file.stat().st_size, "checksum": _checksum(file)}
+            files[array_name] = {"bytes": content.tell(), "checksum": _hash(content.getbuffer()).hexdigest()}
         _write(partial / "shard.json", json.dumps({"name": shard, **facts, "files": files}))
         try:
             partial.rename(to)
         except OSError:
             if not is_there(folder, shard):
                 raise
+    except OSError as error:
+        raise ValueError(
+            f"shard {shard} could not be written to {folder} ({error.strerror or error}); make room and run the same "
+            "again: what is finished stays"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -194,4 +206,4 @@ def _write(file: Path, text: str, first: bool = False) -> bool:
 
 def _checksum(file: Path) -> str:
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(stream, _hash).hexdigest()

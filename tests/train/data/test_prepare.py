@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -167,16 +168,26 @@ def test_labels_keep_the_number_of_their_record(tmp_path):
     assert len(table) == 60
 
 
-def test_no_disk_left(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
-        with pytest.raises(OSError, match="No space left"):
+def test_a_disk_that_takes_no_more(tmp_path):
+    """A limit on the size of files stands in for it: the write fails half way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(ValueError, match=r"shard 00000-00000 could not be written .*File too large.*; make room"):
             prepare(tmp_path / "x", DOCUMENTS, Numbers(), MAKE, {"of": "a test"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [f.name for f in (tmp_path / "x").iterdir()] == ["key.json"]
     prepare(tmp_path / "x", DOCUMENTS, Numbers(), MAKE, {"of": "a test"})
+
+
+def test_a_document_of_50_megabytes_on_one_line(tmp_path):
+    file = tmp_path / "long.txt"
+    file.write_text("5 " * (25 * 2**20))
+    table = prepare(tmp_path / "x", source.text(str(file), "line"), Numbers(), partial(MAKE, length=512), {"of": "one"})
+    assert (table.report["documents"], table.report["split"]) == (1, 1)
+    assert table.report["tokens"] == 25 * 2**20 + 2 * table.report["pieces"]
+    assert table.report["padding"] < 1e-4
 
 
 def test_the_manifest_counts_what_was_left_out(tmp_path):
