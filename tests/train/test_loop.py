@@ -182,12 +182,13 @@ def command(folder: Path, *arguments: str, config: dict | None = None, devices: 
     )  # fmt: skip
 
 
-def two_processes(folder: Path, config: dict, *arguments: str) -> list[subprocess.Popen]:
-    """The same command as two processes of four devices each."""
+def several(count: int, folder: Path, config: dict, *arguments: str) -> list[subprocess.Popen]:
+    """The same command as `count` processes, eight devices together."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
-    return [command(folder, *arguments, f"--distributed={i}/2@{address}", config=config, devices=4) for i in (0, 1)]
+    flags = [f"--distributed={i}/{count}@{address}" for i in range(count)]
+    return [command(folder, *arguments, flag, config=config, devices=8 // count) for flag in flags]
 
 
 def ended(processes: list[subprocess.Popen]) -> list[str]:
@@ -199,7 +200,7 @@ def ended(processes: list[subprocess.Popen]) -> list[str]:
 def test_two_processes_are_one(folder, whole):
     """Pretrained by two processes, gone on with by one, and carried, finetuned and scored by two again."""
     workdir = folder / "two"
-    first = two_processes(folder, config_of(folder, steps=4), f"--workdir={workdir}", "--stage=pretrain")
+    first = several(2, folder, config_of(folder, steps=4), f"--workdir={workdir}", "--stage=pretrain")
     said = ended(first)
     assert [p.returncode for p in first] == [0, 0], said
     run(config_of(folder), workdir, "pretrain")
@@ -208,7 +209,7 @@ def test_two_processes_are_one(folder, whole):
         np.testing.assert_allclose(got[name], want[name], atol=2e-4, err_msg=name)
     config = config_of(folder)
     config["finetune"] |= dict(epochs=0.2)
-    second = two_processes(folder, config, f"--workdir={workdir}")
+    second = several(2, folder, config, f"--workdir={workdir}")
     said = ended(second)
     assert [p.returncode for p in second] == [0, 0], said
     assert "parameters taken" in said[0]
@@ -217,11 +218,32 @@ def test_two_processes_are_one(folder, whole):
     assert {"dev/loss", "dev/accuracy", "dev/f1"} <= got[-1].keys()
 
 
+def test_a_mixture_goes_on_from_four_processes_on_two(folder):
+    """Packed rows of two sources: every step sees the rows, and so has the loss, of one process's unbroken run."""
+    config = config_of(folder)
+    whole = config["pretrain"]["data"]
+    part = lambda lo, hi, weight: whole | dict(source=whole["source"] | dict(split=(lo, hi)), weight=weight)
+    config["pretrain"]["data"] = dict(mixture=dict(a=part(0, 0.4, 0.7), b=part(0.4, 1, 0.3)))
+    run(config, folder / "mixed", "pretrain")
+    workdir = folder / "four"
+    for count, steps in ((4, 4), (2, 8)):
+        config["pretrain"]["steps"] = steps
+        processes = several(count, folder, config, f"--workdir={workdir}", "--stage=pretrain")
+        said = ended(processes)
+        assert [p.returncode for p in processes] == [0] * count, said
+    assert "resumed pretrain at step 4" in "".join(said)
+    want, got = lines(folder / "mixed", "pretrain"), lines(workdir, "pretrain")
+    assert [line["step"] for line in got] == list(range(1, 9))
+    losses = [line["loss"] for line in want]
+    assert min(np.abs(np.diff(losses))) > 1e-3
+    np.testing.assert_allclose([line["loss"] for line in got], losses, atol=1e-4)
+
+
 def test_one_of_two_processes_is_terminated(folder):
     """Both save and stop after the same step."""
     workdir = folder / "one_of_two"
     config = config_of(folder, steps=100_000)
-    both = two_processes(folder, config, f"--workdir={workdir}", "--stage=pretrain")
+    both = several(2, folder, config, f"--workdir={workdir}", "--stage=pretrain")
     wait_for_steps(workdir, 3)
     both[1].send_signal(signal.SIGTERM)
     said = ended(both)

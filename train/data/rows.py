@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from train.data.packing import pack
 from train.data.source import Record
 from train.data.tokenizer import Tokenizer
 
+_SENTENCE_END = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])\s+|\n+")
 _CHUNK = 4096  # records tokenized in one call: enough to share among threads, few enough to hold
 
 
@@ -66,6 +68,49 @@ def pack_documents(source: Iterable[Record], tokenizer: Tokenizer, length: int, 
     flat = np.concatenate(parts) if parts else np.zeros(0, np.int32)
     stored = _fill(np.array(sizes, np.int64), {"tokens": flat}, length, segments)
     report = {"documents": documents, "pieces": len(sizes), "split": split, "empty": empty}
+    return Rows(stored, report | _space(stored))
+
+
+def pair_sentences(source: Iterable[Record], tokenizer: Tokenizer, length: int, segments: int = 1) -> Rows:
+    """Rows for objectives on two spans that follow each other: `[CLS] A [SEP] B [SEP]` with `types` 0 and 1.
+
+    A document's sentences are taken in order, as many as fit a row, and B begins at the sentence nearest to the middle
+    (of a single sentence, at its middle); nothing is lost but documents of a single token, counted as `short`. Which
+    span comes first, or whether B follows A, is for the objective to change: next sentence (Devlin et al. 2018),
+    sentence order (Lan et al. 2019, https://arxiv.org/abs/1909.11942), contrastive spans. `example` is (0, index of the
+    pair); pairs of one document are numbered in its order. Texts that come in pairs are `label_examples`' to lay out.
+
+    Raises ValueError for a `length` under 6.
+    """
+    _check(length, segments, specials=3)
+    if length < 6:  # of four tokens in rows for two one could be left over
+        raise ValueError(f"length={length}: expected at least 6, for two spans with their three special tokens")
+    vocab, room = tokenizer.vocab, length - 3
+    cls, sep = (np.array([i], np.int32) for i in (vocab.cls, vocab.sep))
+    documents = short = 0
+    parts: list[np.ndarray] = []
+    sizes: list[tuple[int, int]] = []  # tokens of type 0 and of type 1
+    for sentences in _sentences(source, tokenizer):
+        documents += 1
+        ids = np.concatenate(sentences) if sentences else np.zeros(0, np.int32)
+        short += len(ids) < 2
+        starts = np.cumsum([0, *map(len, sentences)])
+        at = 0
+        while len(ids) - at >= 2:
+            # as many whole sentences as fit, else a part of one; no single token may be left over
+            ends = starts[(starts >= at + 2) & (starts <= at + room) & (len(ids) - starts != 1)]
+            end = int(ends[-1]) if len(ends) else min(at + room, len(ids))
+            end -= len(ids) - end == 1
+            inside = starts[(starts > at) & (starts < end)]
+            middle = (at + end) // 2
+            cut = int(inside[np.abs(inside - middle).argmin()]) if len(inside) else middle
+            parts += cls, ids[at:cut], sep, ids[cut:end], sep
+            sizes.append((cut - at + 2, end - cut + 1))
+            at = end
+    flat = {"tokens": np.concatenate(parts) if parts else np.zeros(0, np.int32)}
+    flat["types"] = np.repeat(np.tile(np.array([0, 1], np.int32), len(sizes)), np.ravel(sizes).astype(np.int64))
+    stored = _fill(np.array(sizes, np.int64).reshape(-1, 2).sum(1), flat, length, segments)
+    report = {"documents": documents, "pieces": len(sizes), "short": short}
     return Rows(stored, report | _space(stored))
 
 
@@ -147,6 +192,16 @@ def _tokenized(
         pairs = iter(tokenizer.encode([record.pair for record in chunk if record.pair is not None]))
         for record, text in zip(chunk, texts, strict=True):
             yield record, text, None if record.pair is None else next(pairs)
+
+
+def _sentences(source: Iterable[Record], tokenizer: Tokenizer) -> Iterator[list[np.ndarray]]:
+    """The ids of each document, by sentence."""
+    records = iter(source)
+    while chunk := list(itertools.islice(records, _CHUNK)):
+        split = [[s for s in _SENTENCE_END.split(record.text) if s.strip()] for record in chunk]
+        ids = iter(tokenizer.encode([sentence for sentences in split for sentence in sentences]))
+        for sentences in split:
+            yield [x for x in itertools.islice(ids, len(sentences)) if len(x)]
 
 
 def _cut(text: np.ndarray, pair: np.ndarray | None, room: int) -> tuple[np.ndarray, np.ndarray | None]:

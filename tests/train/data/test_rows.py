@@ -1,5 +1,7 @@
 """Rows hold every token once and in order, within their length and segments; labels stay with their text."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from numbers_as_text import CLS, PAD, SEP, Numbers, records, some
 
 from train.data.packing import pack
-from train.data.rows import label_examples, pack_documents
+from train.data.rows import label_examples, pack_documents, pair_sentences
 
 
 def segments_of(arrays):
@@ -197,3 +199,39 @@ ERRORS = [
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=6), max_size=8), st.integers(6, 24), st.integers(1, 3))
+def test_pairs_of_sentences_hold_every_token_in_order(documents, length, segments):
+    counter = itertools.count(5)
+    texts = ["\n".join(" ".join(str(next(counter)) for _ in range(n)) for n in sizes) for sizes in documents]
+    rows = pair_sentences(records(texts), Numbers(), length, segments)
+    want = [[int(i) for i in text.split()] for text in texts]
+    starts = {int(line.split()[0]) for text in texts for line in text.splitlines() if line.split()}
+    arrays, found = rows.arrays, {}
+    for b, s in zip(*np.nonzero(np.arange(1, segments + 1) <= arrays["segments"].max(1)[:, None]), strict=True):
+        here = arrays["segments"][b] == s + 1
+        ids, types = arrays["tokens"][b][here], arrays["types"][b][here]
+        assert (np.diff(types) >= 0).all()
+        first, second = ids[types == 0].tolist(), ids[types == 1].tolist()
+        assert (first[0], first[-1], second[-1]) == (CLS, SEP, SEP)
+        first, second = first[1:-1], second[:-1]
+        assert first
+        assert second
+        if inside := starts & {*first[1:], *second}:  # at a sentence, where there is one
+            assert second[0] in inside
+        found[int(arrays["example"][b, s, 1])] = first + second
+    assert sorted(found) == list(range(rows.report["pieces"]))
+    assert [i for n in sorted(found) for i in found[n]] == [i for ids in want if len(ids) > 1 for i in ids]
+    assert rows.report["short"] == sum(len(ids) < 2 for ids in want)
+
+
+def test_pairs_of_sentences():
+    text = "5 6 7\n8 9\n10 11 12 13\n14"
+    rows = pair_sentences(records([text, "15"]), Numbers(), 12)
+    said = [row[row > 0].tolist() for row in rows.arrays["tokens"]]
+    assert said == [[CLS, 5, 6, 7, SEP, 8, 9, SEP], [CLS, 10, 11, 12, 13, SEP, 14, SEP]]
+    assert rows.arrays["types"][0].tolist() == [0] * 5 + [1] * 3 + [0] * 4
+    assert {k: rows.report[k] for k in ("documents", "pieces", "short")} == {"documents": 2, "pieces": 2, "short": 1}
+    with pytest.raises(ValueError, match="length=5: expected at least 6, for two spans"):
+        pair_sentences(records([text]), Numbers(), 5)
