@@ -149,7 +149,7 @@ def _placed(like: TrainState) -> TrainState:
 def loader_of(stage: Stage) -> Loader:
     """What the stage trains on, batch by batch."""
     layout = layout_of(stage, table(stage.rows), stage.microbatches)
-    return Loader(stage.rows, stage.batch, stage.seed, layout=layout)
+    return Loader(stage.rows, stage.batch, stage.seed, layout=layout, ids=stage.backbone.config.V)
 
 
 def layout_of(stage: Stage, rows: Table, microbatches: int = 1) -> Layout | None:
@@ -286,7 +286,8 @@ class Judge:
         metrics: dict[str, float] = {}
         for name, rows in stage.evals.items():
             how = layout_of(stage, table(rows))
-            batches = evaluation_batches(rows, stage.batch, sharding.rows(stage.mesh), how)
+            ids = stage.backbone.config.V
+            batches = evaluation_batches(rows, stage.batch, sharding.rows(stage.mesh), how, ids)
             found = evaluate.evaluate(self.run, state.params, batches, stage.objective.scores)
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         self.log.evaluation(step, metrics)

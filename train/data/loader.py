@@ -25,9 +25,11 @@ class Loader:
     seed:     of the order, which is new in every epoch
     shuffle:  False reads the rows in order, the same in every epoch
     layout:   how the batch's examples lie in it, see `train.data.layout`; None for rows as they are stored
+    ids:      the vocabulary's size, if it is to be held: an accelerator reads whatever lies outside of an array
 
     Raises:
-      ValueError: no rows, arrays of different lengths, a batch of none, a negative seed.
+      ValueError: no rows, arrays of different lengths, a batch of none, a negative seed; and, in reading, a token that
+        is not below `ids`.
     """
 
     rows: Table | Arrays
@@ -35,6 +37,7 @@ class Loader:
     seed: int = 0
     shuffle: bool = True
     layout: Layout | None = None
+    ids: int | None = None
 
     def __post_init__(self):
         if not len(self.table):
@@ -77,7 +80,7 @@ class Loader:
         """(rows of batch n, what reads those of ascending numbers)."""
         index = self.index(n)
         if self.layout is None:
-            return self.batch, lambda rows: self.table.read(index[rows])
+            return self.batch, lambda rows: self._table_rows(index[rows])
         index = index[self.table.sizes[index] > 0]  # one that is empty has no place
         (count, length), places = self.layout.arrange(self.table.sizes[index])
         segments = self.layout.segments
@@ -87,9 +90,21 @@ class Loader:
             here = places._replace(
                 row=np.searchsorted(rows, places.row[mine]), slot=places.slot[mine], offset=places.offset[mine]
             )
-            return laid_out(self.table.read(index[mine]), here, (len(rows), length), segments)
+            return laid_out(self._table_rows(index[mine]), here, (len(rows), length), segments)
 
         return count, read
+
+    def _table_rows(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        arrays = self.table.read(numbers)
+        if self.ids is not None and (tokens := arrays["tokens"]).size:
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= self.ids:
+                wrong = numbers[((tokens < 0) | (tokens >= self.ids)).reshape(len(numbers), -1).any(1)].tolist()
+                raise ValueError(
+                    f"rows {wrong[:10]} hold ids from {low} to {high}, and the vocabulary has {self.ids}: they were "
+                    "made with another tokenizer, or are damaged; prepare them again"
+                )
+        return arrays
 
 
 def prefetch(
@@ -111,11 +126,15 @@ def prefetch(
 
 
 def evaluation_batches(
-    rows: Table | Arrays, batch: int, sharding: jax.sharding.NamedSharding, layout: Layout | None = None
+    rows: Table | Arrays,
+    batch: int,
+    sharding: jax.sharding.NamedSharding,
+    layout: Layout | None = None,
+    ids: int | None = None,
 ) -> Iterator[Batch]:
     """Every row once, in order, on the devices; the last batch is filled up with empty rows (segments 0)."""
     filled = Filled(Loader(rows, batch).table, batch)
-    loader = Loader(filled, batch, shuffle=False, layout=layout)
+    loader = Loader(filled, batch, shuffle=False, layout=layout, ids=ids)
     for n in range(len(filled) // batch):
         yield loader.device(n, sharding)
 

@@ -171,6 +171,17 @@ def test_prefetch_stops_its_thread_when_closed():
     assert not prefetch_threads()
 
 
+def test_an_id_outside_of_the_vocabulary():
+    data = arrays(6)
+    assert Loader(data, 6, ids=24).read(0)["tokens"].max() == 23
+    with pytest.raises(
+        ValueError, match=r"rows \[5\] hold ids from 0 to 23, and the vocabulary has 23: they were made"
+    ):
+        Loader(data, 6, shuffle=False, ids=23).read(0)
+    with pytest.raises(ValueError, match="ids from -1 to"):
+        Loader(data | {"tokens": data["tokens"].astype(np.int32) - 1}, 6, ids=24).read(0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
