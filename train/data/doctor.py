@@ -32,7 +32,8 @@ NGRAM = 8  # words in a row that are looked for in an evaluation text
 LEAKED = 0.5  # of a text's runs: a text that shares as many with the corpus was copied
 _BEGINNING = 10_000  # characters of a text that tell whether it was decoded wrongly
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_WORD = re.compile(r"\w+")
+_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai, Lao, Japanese, Chinese: a letter is a word
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def examine(
@@ -59,6 +60,10 @@ def examine(
             f"{folder} was prepared with another tokenizer (fingerprint {prepared[:12]}) than this one "
             f"({tokenizer.vocab.fingerprint[:12]}): give the one it was prepared with"
         )
+    if source is None and against is not None and len(table) > sample:
+        raise ValueError(
+            f"an evaluation set is compared with all texts: give the source, or a sample of all {len(table):,} rows"
+        )
     damaged = ""
     try:
         shards.check(folder, table.manifest, checksums=True)
@@ -68,6 +73,9 @@ def examine(
     report: dict[str, Any] = {"folder": str(folder), "manifest": table.report, "rows": _count_rows(table, tokenizer)}
     report |= _read(records, None if against is None else _Evaluation(against), sample)
     report["texts"]["from"] = "rows" if source is None else "source"
+    if source is None and len(table) > sample:  # copies of what was not drawn are not seen
+        for name in ("duplicates", "near_duplicates"):
+            del report["texts"][name]
     report["wrong"] = [*([damaged] if damaged else []), *_wrong(report)]
     return report
 
@@ -107,7 +115,8 @@ def _decoded(table: Shards, tokenizer: Tokenizer, sample: int) -> Iterator[Recor
         for segment in range(1, int(arrays["segments"].max()) + 1):
             ids = arrays["tokens"][0][arrays["segments"][0] == segment]
             inside = ids[(ids >= 0) & (ids < tokenizer.vocab.size)]
-            yield Record(tokenizer.decode(inside), None, None, f"row {row}, segment {segment}")
+            text = tokenizer.decode(inside).strip("\ufffd")  # a row may end in the middle of a character
+            yield Record(text, None, None, f"row {row}, segment {segment}")
             done += 1
             if done == sample:
                 return
@@ -117,7 +126,7 @@ def _read(records: Iterable[Record], evaluation: "_Evaluation | None", sample: i
     """Compares every record with all before it and with the evaluation set; examines `sample` of those that differ."""
     documents = repeated = 0
     digests: set[bytes] = set()
-    kept: list[tuple[int, int, Record]] = []  # those of the greatest hash, negated: a uniform sample
+    kept: list[tuple[int, int, Record]] = []  # those of the greatest hash: near copies together or not at all
     copies: collections.Counter[str] = collections.Counter()
     for record in _watched(records, "reading texts"):
         documents += 1
@@ -130,7 +139,7 @@ def _read(records: Iterable[Record], evaluation: "_Evaluation | None", sample: i
         digests.add(digest)
         if evaluation:
             evaluation.look(record)
-        item = (int.from_bytes(digest[:7]), -documents, record)
+        item = (_kinship(record.text), -documents, record)
         if len(kept) < sample:
             heapq.heappush(kept, item)
         else:
@@ -164,10 +173,17 @@ def _read(records: Iterable[Record], evaluation: "_Evaluation | None", sample: i
     }
     if evaluation:
         leaked = evaluation.leaked()
-        found |= {"evaluation": len(evaluation.sizes), "leaked": len(leaked) / max(1, len(evaluation.sizes))}
+        found |= {"evaluation": len(evaluation.sizes), "evaluation_too_short": evaluation.short}
+        found |= {"leaked": len(leaked) / max(1, len(evaluation.sizes))}
         most["leaked"] = list(leaked.items())[:10]
     shares = {name: n / max(1, scripts.total()) for name, n in scripts.most_common(12)}
     return {"texts": found, "scripts": shares, "most": most}
+
+
+def _kinship(text: str) -> int:
+    """A hash that near duplicates share as often as their runs of words are alike (Broder 1997)."""
+    least = min(zlib.crc32(run.encode()) for run in _runs(_words(text), SHINGLE))
+    return int.from_bytes(blake2b(least.to_bytes(4), digest_size=7).digest())
 
 
 def _near_duplicates(records: Sequence[Record]) -> tuple[int, list[tuple[str, str]]]:
@@ -198,11 +214,13 @@ class _Evaluation:
         self.sizes: collections.Counter[str] = collections.Counter()  # runs of a text
         self._found: collections.Counter[str] = collections.Counter()
         self._where: dict[str, str] = {}
+        self.short = 0
         for record in against:
             words = _words(f"{record.text} {record.pair or ''}")
             for run in _runs(words, NGRAM) if len(words) >= NGRAM else ():
                 self._runs.setdefault(run, []).append(record.where)
                 self.sizes[record.where] += 1
+            self.short += len(words) < NGRAM
 
     def look(self, record: Record) -> None:
         for run in self._runs.keys() & _runs(_words(record.text), NGRAM):
@@ -219,6 +237,8 @@ def _wrong(report: dict[str, Any]) -> list[str]:
     out = []
     if n := report["rows"]["outside_vocabulary"]:
         out.append(f"{n:,} ids are outside of the vocabulary: an accelerator reads whatever lies there. Prepare again")
+    if report["texts"].get("evaluation_too_short", 0) > report["texts"].get("evaluation", 0):
+        out.append(f"most evaluation texts have fewer than {NGRAM} words and were not compared: look for them yourself")
     shares = {"unknown": report["rows"]["unknown"], **report["texts"]}
     says = {
         "unknown": "of the tokens are [UNK]: take a tokenizer with byte fallback, or one of these languages",
@@ -277,7 +297,15 @@ def picture(report: dict[str, Any], file: Path) -> None:
     shares.set(title="shares, as parts of their limits", xlim=(0, max(1.1, *part)))
     lines.axis("off")
     repeated = [f"{n:6,} x {line[:60]}" for line, n in report["most"]["repeated_lines"]] or ["no line comes twice"]
-    lines.text(0, 1, "most repeated lines\n\n" + "\n".join(repeated), va="top", family="monospace", fontsize=8)
+    lines.text(
+        0,
+        1,
+        "most repeated lines\n\n" + "\n".join(repeated),
+        va="top",
+        family="monospace",
+        fontsize=8,
+        parse_math=False,
+    )
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
@@ -377,8 +405,8 @@ def _one(folder: Path, args: Any) -> dict[str, Any]:
     source, against = (parse_source(given) if given else None for given in (args.source, args.against))
     report = examine(folder, tokenizers.load(kept), source, against, args.sample)
     (folder / "doctor.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    picture(report, folder / "doctor.png")
     show(report, Console())
+    picture(report, folder / "doctor.png")
     return report
 
 

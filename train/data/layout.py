@@ -15,7 +15,7 @@ from train.data.table import Table
 
 LAYOUTS = ("padded", "bucketed", "packed")
 _PER_TOKEN = ("tokens", "segments", "positions", "types", "reach")
-_SAMPLED = 2**16  # examples drawn to choose shapes: enough for the last row in a hundred
+_SAMPLED = 2**16  # examples drawn to choose shapes
 _STEP = 8  # lengths are multiples of it
 
 Shape = tuple[int, int]
@@ -58,8 +58,12 @@ def layout(name: str, table: Table, batch: int, multiple: int = 1) -> Layout | N
     # slots enough that they are never what is missing, few enough that those left empty cost nothing
     segments = min(batch, -(-2 * length // max(1, int(sizes.mean()))))
     needed = np.array([pack(one, length, segments).rows for one in drawn])
-    rows = _three(needed, batch, lambda n: -(-n // multiple) * multiple)
-    return Layout(tuple((n, length) for n in rows), segments)
+    up = lambda n: -(-n // multiple) * multiple
+    # what is hardly ever exceeded, and something less that is commonly enough; a row for each, that nothing is lost
+    most = min(batch, int(max(needed.max(), needed.mean() + 5 * needed.std())) + 1)
+    common = min({up(int(n)) for n in needed}, key=lambda a: np.where(needed <= a, a, up(most)).mean())
+    rows = {common, up(most), up(batch)}
+    return Layout(tuple((n, length) for n in sorted(rows)), segments)
 
 
 def laid_out(arrays: Mapping[str, np.ndarray], places: Places, shape: Shape, segments: int) -> dict[str, np.ndarray]:

@@ -95,7 +95,9 @@ class Loader:
         return count, read
 
     def _table_rows(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        arrays = self.table.read(numbers)
+        # at least one row, for the names and shapes: all that a process holds of a batch may be padding
+        arrays = self.table.read(numbers if len(numbers) else np.zeros(1, np.int64))
+        arrays = {name: array[: len(numbers)] for name, array in arrays.items()}
         if self.ids is not None and (tokens := arrays["tokens"]).size:
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= self.ids:

@@ -98,10 +98,11 @@ def pair_sentences(source: Iterable[Record], tokenizer: Tokenizer, length: int, 
         at = 0
         while len(ids) - at >= 2:
             # as many whole sentences as fit, else a part of one; no single token may be left over
-            ends = starts[(starts >= at + 2) & (starts <= at + room) & (len(ids) - starts != 1)]
+            ends = starts[np.searchsorted(starts, at + 2) : np.searchsorted(starts, at + room, "right")]
+            ends = ends[len(ids) - ends != 1]
             end = int(ends[-1]) if len(ends) else min(at + room, len(ids))
             end -= len(ids) - end == 1
-            inside = starts[(starts > at) & (starts < end)]
+            inside = starts[np.searchsorted(starts, at, "right") : np.searchsorted(starts, end)]
             middle = (at + end) // 2
             cut = int(inside[np.abs(inside - middle).argmin()]) if len(inside) else middle
             parts += cls, ids[at:cut], sep, ids[cut:end], sep

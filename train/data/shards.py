@@ -14,7 +14,9 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import shutil
 import time
 import uuid
@@ -26,6 +28,7 @@ import numpy as np
 
 _hash = functools.partial(hashlib.blake2b, digest_size=16)
 _ABANDONED = 24 * 3600  # seconds after which nobody goes on with a shard half written
+_PARTIAL = re.compile(r"\.(\d+-\d+|(\d+|key|manifest)\.json)\.[0-9a-f]{32}")
 _LAYOUT = 3  # raise it when the code that makes or stores rows changes what it makes
 _VERIFY = 64 * 2**20  # bytes that a folder may have for its checksums to be verified whenever it is opened
 
@@ -55,6 +58,9 @@ def begin(folder: Path, key: str) -> None:
             raise ValueError(f"{folder} holds rows made from something else ({differing} differ); take another folder")
         return
     if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+        if file.exists():  # another process has just begun
+            begin(folder, key)
+            return
         raise ValueError(f"{folder} is not empty and holds no prepared rows; take another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if not _write(file, key, first=True):  # another process was quicker
@@ -122,10 +128,8 @@ def finish(folder: Path, count: int) -> bool:
     if not names:
         raise ValueError("the source holds no record; expected at least one")
     found = [json.loads((folder / shard / "shard.json").read_text()) for shard in names]
-    for leftover in folder.glob(".*"):  # of processes that were killed: one that still runs may be writing another
-        if time.time() - leftover.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(leftover, ignore_errors=True)
-    arrays.cache_clear()
+    _sweep(folder)
+    _headers.cache_clear()
     totals: collections.Counter[str] = collections.Counter()
     for facts in (*found, *parts):
         totals.update(facts["report"])
@@ -176,10 +180,46 @@ def check(folder: Path, manifest: Mapping[str, Any], checksums: bool | None = No
                 )
 
 
-@functools.lru_cache(160)  # each array holds a file open, and a process may commonly hold 1,024
 def arrays(folder: Path, shard: str) -> dict[str, np.ndarray]:
     """A shard's arrays, mapped."""
     return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in (folder / shard).glob("*.npy")}
+
+
+def read(folder: Path, shard: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of these numbers [n] in a shard, by name [n, ...]. Holds no file open, however many shards there are."""
+    out = {}
+    for array_name, (file, offset, dtype, shape) in _headers(folder, shard).items():
+        size = dtype.itemsize * math.prod(shape)
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            content = b"".join(os.pread(descriptor, size, offset + size * row) for row in rows.tolist())
+        finally:
+            os.close(descriptor)
+        out[array_name] = np.frombuffer(content, dtype).reshape(len(rows), *shape)
+    return out
+
+
+@functools.lru_cache(1 << 16)
+def _headers(folder: Path, shard: str) -> dict[str, tuple[Path, int, np.dtype, tuple[int, ...]]]:
+    """Of each array: its file, where its rows begin, their dtype and shape."""
+    out = {}
+    for file in (folder / shard).glob("*.npy"):
+        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+        out[file.stem] = file, mapped.offset, mapped.dtype, mapped.shape[1:]
+    return out
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes that were killed have left half written; one that still runs may be writing another."""
+    for leftover in folder.glob(".*"):
+        if not _PARTIAL.fullmatch(leftover.name):
+            continue
+        try:
+            if time.time() - leftover.stat().st_mtime < _ABANDONED:
+                continue
+            leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover, ignore_errors=True)
+        except FileNotFoundError:  # its process has just ended with it
+            continue
 
 
 def _write(file: Path, text: str, first: bool = False) -> bool:

@@ -66,7 +66,7 @@ class Memory:
 
 
 class Shards:
-    """The table that `train.data.prepare` left in a folder. Rows are read from the files, which are mapped.
+    """The table that `train.data.prepare` left in a folder. Rows are read from the files.
 
     `report` counts what went in. Raises ValueError where the folder is unfinished, or a file is missing or is not
     what was written (by its size; by its checksum too where the whole is small).
@@ -107,8 +107,7 @@ class Shards:
         pieces = []
         for same in np.split(by_shard, np.flatnonzero(np.diff(at[by_shard])) + 1):
             number = int(at[same[0]])
-            stored = shards.arrays(self.folder, self._names[number])
-            pieces.append({name: x[rows[same] - self._starts[number]] for name, x in stored.items()})
+            pieces.append(shards.read(self.folder, self._names[number], rows[same] - self._starts[number]))
         back = np.argsort(by_shard)
         stored = {name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[0]}
         return unfold(stored, self._first_example[at][:, None])
@@ -205,11 +204,10 @@ class Filled:
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         there = rows < len(self._table)
-        # at least one, for the names and shapes: what a process reads may be padding alone
-        arrays = self._table.read(np.where(there, rows, 0) if len(rows) else np.zeros(1, np.int64))
+        arrays = self._table.read(np.where(there, rows, 0))
         for array in arrays.values():
-            array[: len(rows)][~there] = 0
-        return {name: array[: len(rows)] for name, array in arrays.items()}
+            array[~there] = 0
+        return arrays
 
     def shuffled(self, places: np.ndarray, seed: int) -> np.ndarray:
         raise ValueError("a table that is filled up is read in order")

@@ -97,12 +97,36 @@ def test_an_evaluation_set_in_the_corpus(prepared, tokenizer):
     assert "10.0% of the evaluation texts are in the corpus" in report["wrong"][0]
 
 
+def test_near_copies_are_found_in_a_sample(prepared, tokenizer):
+    """Half of the texts are nearly copies of the other half, and a sample holds both or neither."""
+    texts = [text(seed, 60) for seed in range(200)]
+    folder, given = prepared(texts + [t + " and so on" for t in texts])
+    report = examined(folder, tokenizer, given, sample=80)
+    assert report["texts"]["looked_at"] == 80
+    assert 0.3 < report["texts"]["near_duplicates"] <= 0.5
+
+
+def test_what_a_sample_of_the_rows_cannot_tell_is_not_told(prepared, tokenizer):
+    folder, _ = prepared(CLEAN)
+    assert not {"duplicates", "near_duplicates"} & examined(folder, tokenizer, sample=5)["texts"].keys()
+    with pytest.raises(ValueError, match=r"compared with all texts: give the source, or a sample of all \d+ rows"):
+        examined(folder, tokenizer, sample=5, against=[Record(CLEAN[0], None, None, "e:1")])
+
+
+def test_texts_without_spaces_are_compared_and_short_ones_are_named(prepared, tokenizer):
+    chinese = "今天天气很好我们一起去公园里散步看花"
+    folder, given = prepared([*CLEAN[:20], chinese])
+    report = examined(folder, tokenizer, given, against=[Record(chinese, None, None, "e:1")])
+    assert report["texts"]["leaked"] == 1
+    report = examined(folder, tokenizer, given, against=[Record("too short", None, None, "e:1")])
+    assert "most evaluation texts have fewer than 8 words" in report["wrong"][0]
+
+
 def test_ids_outside_of_the_vocabulary_and_damaged_files(prepared, tokenizer):
     folder, _ = prepared(CLEAN)
     file = next(folder.glob("*/tokens.npy"))
     tokens = np.load(file)
     tokens[0, 1] = 40_000
-    shards.arrays.cache_clear()
     np.save(file, tokens)
     with pytest.raises(ValueError, match=r"tokens\.npy is missing or not what was written"):
         examined(folder, tokenizer)
@@ -121,14 +145,14 @@ def test_another_tokenizer_is_refused(prepared, tokenizer):
 
 
 def test_the_command(prepared, tmp_path, capsys):
-    folder, given = prepared(WRONG["duplicates"][0])
+    folder, given = prepared([*WRONG["duplicates"][0], *(f"{t}\nthe lemma $\\begin{{x$ again" for t in CLEAN[50:52])])
     with pytest.raises(SystemExit) as ended:
         doctor.main([str(folder), f"--source={given}"])
     assert ended.value.code == 1
     said = capsys.readouterr().out
     assert "duplicates" in said
-    assert "33.3% of the documents are copies" in said.replace("\n", " ")
-    assert json.loads((folder / "doctor.json").read_text())["texts"]["duplicates"] == pytest.approx(1 / 3)
+    assert "32.3% of the documents are copies" in said.replace("\n", " ")
+    assert json.loads((folder / "doctor.json").read_text())["texts"]["duplicates"] == pytest.approx(20 / 62)
     assert (folder / "doctor.png").stat().st_size > 10_000
     with pytest.raises(SystemExit) as ended:
         doctor.main([str(tmp_path)])

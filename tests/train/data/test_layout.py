@@ -21,8 +21,9 @@ from train import evaluate, sharding, tree
 from train import step as training
 from train.data.layout import LAYOUTS, layout
 from train.data.loader import Loader, evaluation_batches
+from train.data.prepare import prepare
 from train.data.rows import label_examples, pack_documents
-from train.data.table import Memory
+from train.data.table import Filled, Memory, Mixture
 
 LENGTH = 48
 
@@ -70,6 +71,35 @@ def test_a_batch_is_the_same_examples(sizes, batch, multiple, pairs, n):
         parts = [loader.read(n, slice(i, i + 2)) for i in range(0, len(found["tokens"]), 2)]
         for key, array in found.items():
             np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), array)
+
+
+def test_a_process_may_hold_nothing_of_a_batch(tmp_path):
+    """Packed rows of a batch may all be empty in the part that one of four processes reads."""
+    texts = records([some(n, 5) for n in UNEVEN], labels=["1"] * len(UNEVEN))
+    make = partial(label_examples, length=LENGTH, classes=("0", "1"))
+    one = prepare(tmp_path / "x", texts, Numbers(), make, {"of": "labels"}, chunk=200)
+    for table in (one, Mixture([one, one], [0.5, 0.5]), Filled(one, 16)):
+        how = layout("packed", table, 16, 4)
+        loader = Loader(table, 16, shuffle=not isinstance(table, Filled), layout=how)
+        nothing = 0
+        for n in range(len(table) // 16):
+            whole = loader.read(n)
+            quarter = len(whole["tokens"]) // 4
+            parts = [loader.read(n, slice(i * quarter, (i + 1) * quarter)) for i in range(4)]
+            for name, array in whole.items():
+                np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
+            nothing += sum(not part["segments"].any() for part in parts)
+        assert nothing
+
+
+def test_no_batch_is_padded_for_want_of_a_shape():
+    sizes = np.random.default_rng(0).lognormal(2, 0.8, 20_000).clip(1, 45).astype(int)
+    table = labelled(sizes.tolist())
+    for batch in (32, 1024):
+        loader = Loader(table, batch, layout=layout("packed", table, batch))
+        seen = {loader.shapes(n)["tokens"].shape[0] for n in range(100)}
+        assert len(seen) <= 2
+        assert max(seen) < batch / 2
 
 
 def test_short_texts_are_not_computed_as_padding():

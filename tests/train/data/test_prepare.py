@@ -139,7 +139,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, tmp_path):
         assert now.items() >= kept.items(), "a finished shard was made again"
         kept = now
     assert kept
-    abandoned, current = folder / ".00000-00000.a", folder / ".00000-00000.b"
+    abandoned, current = (folder / f".00000-00000.{c * 32}" for c in "ab")
     for leftover in (abandoned, current):
         leftover.mkdir()
     os.utime(abandoned, (0, 0))

@@ -1,5 +1,8 @@
 """Tables: what is stored comes back the same, and a mixture gives every table its share and every row its turn."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,6 +40,23 @@ def test_what_is_stored_comes_back(tmp_path_factory, sizes, segments):
     if len(whole):
         pick = np.random.default_rng(0).integers(0, len(whole), 9)
         np.testing.assert_equal(table.read(pick), whole.read(pick))
+
+
+def test_only_what_is_ours_is_swept_away(tmp_path):
+    old = [tmp_path / "x" / name for name in (".git", ".00000-00000." + "a" * 32, ".key.json." + "b" * 32)]
+    for path in old[:2]:
+        path.mkdir(parents=True)
+    old[2].write_text("{")
+    for path in old:
+        os.utime(path, (0, 0))
+    stored(tmp_path / "x", pack_documents(documents([3]), Numbers(), 12, 4))
+    assert [path.exists() for path in old] == [True, False, False]
+
+
+def test_many_may_begin_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(40):
+            list(pool.map(lambda _, n=n: shards.begin(tmp_path / str(n), shards.key_of({"a": 1})), range(8)))
 
 
 def test_labels_and_types_come_back(tmp_path):
