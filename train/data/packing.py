@@ -19,15 +19,16 @@ def pack(sizes: np.ndarray, length: int, segments: int) -> Places:
 
     Best-fit decreasing uses at most 11/9 of the fewest rows possible, plus 1 (Johnson 1974, doi.org/10.1137/0203025).
     """
-    row = np.zeros(len(sizes), np.int64)
-    if segments == 1:
-        row = np.arange(len(sizes))
-    else:
+    row = np.arange(len(sizes))
+    if segments > 1:
         free: list[list[int]] = [[] for _ in range(length + 1)]  # rows by the space left in them
         lefts = 0  # bit s is set where free[s] is not empty: the best fit is then one shift and one lowest bit
-        held: list[int] = []
-        for piece in np.argsort(-sizes, kind="stable").tolist():
-            size = int(sizes[piece])
+        whole = sizes == length  # most pieces of long documents: each is a row of its own
+        row[whole] = np.arange(np.count_nonzero(whole))
+        held = [1] * np.count_nonzero(whole)
+        parts = np.flatnonzero(~whole)
+        parts = parts[np.argsort(-sizes[parts], kind="stable")]
+        for piece, size in zip(parts.tolist(), sizes[parts].tolist(), strict=True):
             if fits := lefts >> size:
                 left = size + (fits & -fits).bit_length() - 1
                 at = free[left].pop()
