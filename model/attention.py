@@ -16,16 +16,32 @@ Array = jax.Array
 _HIDDEN = -1e9  # finite, so that a padding row, which sees nothing, has a softmax and no nan
 
 
+class Apart(NamedTuple):
+    """bucket int32 [G, Q, K], the one of the distance from query to key, and the buckets' embedding [R, D]."""
+
+    bucket: Array
+    embedded: Array
+
+
 class View(NamedTuple):
-    """bias [G, 1, Q, K] (0 or -1e9), query_ids uint32 [G, Q], key_positions int32 [G, K] for dropout, cos and sin
-    [B, L, 1, H] of RoPE or None, and the block's length, None where attention is dense (G is then B, else B * blocks).
+    """What queries see, in G = B groups of all queries and keys, or G = B * blocks.
+
+    bias:           [G, 1 or N, Q, K], added to the scores: 0 or -1e9, and what a relative bias makes of it
+    distance:       int32 [G, Q, K], the query's position less the key's
+    query_ids:      uint32 [G, Q], and
+    key_positions:  int32 [G, K], which dropout draws by
+    rope:           cos and sin [B, L, 1, H], or None
+    block:          a block's queries, None where attention is dense
+    apart:          what disentangled attention reads, or None
     """
 
     bias: Array
+    distance: Array
     query_ids: Array
     key_positions: Array
     rope: tuple[Array, Array] | None
     block: int | None
+    apart: Apart | None = None
 
 
 def view(batch: dict, ids_BL: Array, *, window: int | None, theta: float | None, H: int, dense: bool = False) -> View:
@@ -48,22 +64,37 @@ def view(batch: dict, ids_BL: Array, *, window: int | None, theta: float | None,
     if "reach" in queries:
         sees &= keys["positions"][:, None, :] <= queries["reach"][:, :, None]
     rope = None if theta is None else _angles(positions, theta, H)
-    return View(jnp.where(sees, 0.0, _HIDDEN)[:, None], ids_GQ, keys["positions"], rope, block)
+    return View(jnp.where(sees, 0.0, _HIDDEN)[:, None], distance, ids_GQ, keys["positions"], rope, block)
 
 
 def attend(
-    q_BLNH: Array, k_BLNH: Array, v_BLNH: Array, view: View, *, rate: float = 0.0, key: Array | None = None
+    q_BLNH: Array,
+    k_BLNH: Array,
+    v_BLNH: Array,
+    view: View,
+    *,
+    scale: float | None = None,
+    more: Array | None = None,
+    rate: float = 0.0,
+    key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """softmax(q k / sqrt(H) + bias) v, dropout at `rate` on the probabilities -> [B, L, N, H] and probabilities."""
+    """softmax(scale (q k + more) + bias) v, dropout at `rate` on the probabilities -> [B, L, N, H] and probabilities.
+
+    scale: None for 1 / sqrt(H)
+    more:  [G, N, Q, K] or None, such as of `disentangled`
+    """
     B, L, N, H = q_BLNH.shape
+    scale = H**-0.5 if scale is None else scale
     if view.rope is not None:
         q_BLNH, k_BLNH = (_rotate(x, *view.rope) for x in (q_BLNH, k_BLNH))
-    q = q_BLNH * jnp.asarray(H**-0.5, q_BLNH.dtype)
+    q = q_BLNH * jnp.asarray(scale, q_BLNH.dtype)
     if view.block:
         q, k, v = _queries(q, view.block), _keys(k_BLNH, view.block), _keys(v_BLNH, view.block)
     else:
         k, v = k_BLNH, v_BLNH
     scores = ops.wide(jnp.einsum("GQNH,GKNH->GNQK", q, k))
+    if more is not None:
+        scores = scores + ops.wide(more) * scale
     scores = scores + view.bias.astype(scores.dtype)
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - top)
@@ -74,6 +105,18 @@ def attend(
         used = jnp.where(kept, probs * jnp.asarray(1 / (1 - rate), probs.dtype), jnp.zeros((), probs.dtype))
     out = jnp.einsum("GNQK,GKNH->GQNH", used, v)
     return out.reshape(B, -1, N, H)[:, :L], probs
+
+
+def disentangled(q_BLNH: Array, k_BLNH: Array, q_RNH: Array, k_RNH: Array, bucket_BQK: Array) -> Array:
+    """Scores [B, N, Q, K] of contents with distances: q to what is embedded of a distance as a key, and k as a query.
+
+    The second and third term of equation 4 of https://arxiv.org/abs/2006.03654.
+    """
+    by_query = jnp.einsum("BQNH,RNH->BNQR", q_BLNH, k_RNH)
+    by_key = jnp.einsum("BKNH,RNH->BNKR", k_BLNH, q_RNH)
+    by_query = jnp.take_along_axis(by_query, bucket_BQK[:, None], -1)
+    by_key = jnp.take_along_axis(by_key, bucket_BQK.swapaxes(1, 2)[:, None], -1)
+    return by_query + by_key.swapaxes(2, 3)
 
 
 def _queries(x: Array, block: int) -> Array:

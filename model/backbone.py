@@ -1,5 +1,6 @@
 """The Transformer encoder: an embedding, a stack of blocks, and nothing that knows a task."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from model import attention, parts, random
+from model import attention, parts, random, relative
 from model.config import BackboneConfig
 from model.types import Array, Backbone, Batch, Encoded, Params
 
@@ -24,37 +26,53 @@ class Attention(nn.Module):
     def __call__(self, x_BLD: Array, view: attention.View, key: Array | None) -> tuple[Array, Array]:
         cfg = self.cfg
         D, N, H = cfg.D, cfg.heads, cfg.H
-        qkv = parts.Linear(cfg, (D, N, 3, H), ("embed", "heads", "parts", "head"), 3, name="qkv")(x_BLD)
-        q_BLNH, k_BLNH, v_BLNH = (x.squeeze(3) for x in jnp.split(qkv, 3, axis=3))
+        qkv = parts.Linear(cfg, (D, N, 3, H), ("embed", "heads", "parts", "head"), 3, name="qkv")
+        q_BLNH, k_BLNH, v_BLNH = (x.squeeze(3) for x in jnp.split(qkv(x_BLD), 3, axis=3))
         if cfg.qk_norm:
             q_BLNH = parts.Norm(cfg, "head", name="q_norm")(q_BLNH)
             k_BLNH = parts.Norm(cfg, "head", name="k_norm")(k_BLNH)
+        more = None
+        if view.apart is not None:
+            q_1RNH, k_1RNH, _ = (x.squeeze(3) for x in jnp.split(qkv(view.apart.embedded[None]), 3, axis=3))
+            more = attention.disentangled(q_BLNH, k_BLNH, q_1RNH[0], k_1RNH[0], view.apart.bucket)
         site = None if key is None else random.fold(key, "attention")
-        out, probs = attention.attend(q_BLNH, k_BLNH, v_BLNH, view, rate=cfg.attention_dropout, key=site)
+        out, probs = attention.attend(
+            q_BLNH, k_BLNH, v_BLNH, view, scale=cfg.scale, more=more, rate=cfg.attention_dropout, key=site
+        )
         names = ("heads", "head", "embed")
         return parts.Linear(cfg, (N, H, D), names, 1, residual=True, name="out")(out), probs
 
 
-def _pre(x: Array, norm: Callable, branch: Callable) -> Array:
-    return x + branch(norm(x))
+def _pre(stream: tuple[Array, ...], branch: Callable, norm: Callable) -> tuple[Array, ...]:
+    x, read = stream
+    x = x + branch(read)
+    return x, norm(x)
 
 
-def _post(x: Array, norm: Callable, branch: Callable) -> Array:
-    return norm(x + branch(x))
+def _post(stream: tuple[Array, ...], branch: Callable, norm: Callable) -> tuple[Array, ...]:
+    (x,) = stream
+    return (norm(x + branch(x)),)
+
+
+_RESIDUALS = {"pre": _pre, "post": _post}
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each a residual branch with its norm."""
+    """Attention and a feed-forward layer, each added to the residual stream, and a norm of each sum.
+
+    The stream is (x,), or with norm_at="pre" (x, norm(x)), of which the next branch reads the latter.
+    """
 
     cfg: BackboneConfig
 
     @nn.compact
     def __call__(
-        self, x_BLD: Array, view: attention.View, ids_BL: Array, key: Array | None
-    ) -> tuple[Array, Array | None]:
+        self, stream: tuple[Array, ...], view: attention.View, ids_BL: Array, key: Array | None
+    ) -> tuple[tuple[Array, ...], Array | None]:
         cfg = self.cfg
-        residual = {"pre": _pre, "post": _post}[cfg.norm_at]
-        feed = {"gelu": parts.Mlp, "geglu": parts.GatedMlp}[cfg.mlp](cfg, name="mlp")
+        residual = _RESIDUALS[cfg.norm_at]
+        kind, activation = parts.MLPS[cfg.mlp]
+        feed = kind(cfg, activation, name="mlp")
         probs = None
 
         def attend(x):
@@ -62,9 +80,11 @@ class Block(nn.Module):
             x, probs = Attention(cfg, name="attention")(x, view, key)
             return _drop(cfg, x, key, "attention_out", ids_BL)
 
-        x_BLD = residual(x_BLD, parts.Norm(cfg, name="attention_norm"), attend)
-        x_BLD = residual(x_BLD, parts.Norm(cfg, name="mlp_norm"), lambda x: _drop(cfg, feed(x), key, "mlp_out", ids_BL))
-        return x_BLD, probs
+        stream = residual(stream, attend, parts.Norm(cfg, name="attention_norm"))
+        stream = residual(
+            stream, lambda x: _drop(cfg, feed(x), key, "mlp_out", ids_BL), parts.Norm(cfg, name="mlp_norm")
+        )
+        return stream, probs
 
 
 def _drop(cfg: BackboneConfig, x: Array, key: Array | None, site: str, ids: Array) -> Array:
@@ -95,13 +115,24 @@ def backbone(
         name: jax.ShapeDtypeStruct((1, 2), jnp.int32) for name in ("tokens", "segments", "positions", "types")
     }
     example["example"] = jax.ShapeDtypeStruct((1, 1, 2), jnp.uint32)
-    x = jax.ShapeDtypeStruct((1, 2, cfg.D), cfg.dtype)
-    view = jax.eval_shape(partial(attention.view, window=None, theta=None, H=cfg.H), example, ids)
-    embed = parts.part(parts.Embedding(cfg, constrain), example)
-    block = parts.part(Block(cfg), x, view, ids, None)
-    layers = parts.stacked(block, cfg.layers)
-    final = parts.part(parts.Norm(cfg), x) if cfg.norm_at == "pre" else None
-    owned = {"embed": embed, "layers": layers} | ({"norm": final} if final else {})
+    x_BLE, x_BLD = (jax.ShapeDtypeStruct((1, 2, width), cfg.dtype) for width in (cfg.E, cfg.D))
+    plain = partial(attention.view, window=None, theta=None, H=cfg.H)
+    view = jax.eval_shape(plain, example, ids)
+
+    # an absent part has no params and leaves what it is given as it is
+    owned: dict[str, parts.Part] = {"embed": parts.part(parts.Embedding(cfg, constrain), example)}
+    if cfg.embed_width is not None:
+        owned["widen"] = parts.part(parts.Linear(cfg, (cfg.E, cfg.D), ("embed", "embed_out"), 1, bias=True), x_BLE)
+    if cfg.norm_at == "pre" and not cfg.embed_norm:
+        owned["norm"] = parts.part(parts.Norm(cfg), x_BLD)
+    if cfg.relative != "none":
+        owned["relative"] = parts.part(relative.KINDS[cfg.relative](cfg), view)
+        view = jax.eval_shape(
+            lambda v, k: owned["relative"].apply(owned["relative"].init(k), v), view, random.generator(0)
+        )
+    stream = (x_BLD,) if cfg.norm_at == "post" else (x_BLD, x_BLD)
+    block = parts.part(Block(cfg), stream, view, ids, None)
+    owned["layers"] = parts.stacked(block, cfg.layers // cfg.share)
 
     def init(key: Array) -> Params:
         return {name: p.init(k) for (name, p), k in zip(owned.items(), jax.random.split(key, len(owned)), strict=True)}
@@ -117,38 +148,39 @@ def backbone(
         capture = tuple(capture)
         _check(cfg, batch, capture)
         ids_BL = random.tokens(dict(batch))
-        views = {
-            kind: attention.view(
-                dict(batch),
-                ids_BL,
-                window=cfg.window if kind == "local" else None,
-                theta=None if cfg.position != "rope" else {"global": cfg.theta, "local": cfg.local_theta}[kind],
-                H=cfg.H,
-                dense="attention" in capture,
+
+        def through(name: str, x: Any) -> Any:
+            return owned[name].apply(params[name], x) if name in owned else x
+
+        def view_of(kind: str) -> attention.View:
+            theta = None if cfg.position != "rope" else {"global": cfg.theta, "local": cfg.local_theta}[kind]
+            window = cfg.window if kind == "local" else None
+            view = attention.view(
+                dict(batch), ids_BL, window=window, theta=theta, H=cfg.H, dense="attention" in capture
             )
-            for kind in set(cfg.pattern)
-        }
+            return through("relative", view)
 
-        def run(kind: str, x_BLD: Array, params_l: Params, index: Array):
+        views = {kind: view_of(kind) for kind in set(cfg.pattern)}
+
+        def run(kind: str, stream: tuple[Array, ...], params_l: Params, index: Array):
             key_l = None if key is None else random.fold(key, index)
-            x_BLD, probs = block.apply(params_l, x_BLD, views[kind], ids_BL, key_l)
-            x_BLD = constrain(x_BLD, ("batch", "length", "width"))
-            return x_BLD, {k: v for k, v in {"hidden": x_BLD, "attention": probs}.items() if k in capture}
+            stream, probs = block.apply(params_l, stream, views[kind], ids_BL, key_l)
+            stream = tuple(constrain(x, ("batch", "length", "width")) for x in stream)
+            return stream, {k: v for k, v in {"hidden": stream[0], "attention": probs}.items() if k in capture}
 
-        x_BLD = embed.apply(params["embed"], dict(batch), inputs)
-        x_BLD = _drop(cfg, constrain(x_BLD, ("batch", "length", "width")), key, "embed", ids_BL)
-        first = x_BLD
-        x_BLD, captured = _stack(cfg, run, x_BLD, params["layers"])
+        x_BLE = owned["embed"].apply(params["embed"], dict(batch), inputs)
+        x_BLE = _drop(cfg, constrain(x_BLE, ("batch", "length", "width")), key, "embed", ids_BL)
+        x_BLD = through("widen", x_BLE)
+        stream = (x_BLD,) if cfg.norm_at == "post" else (x_BLD, through("norm", x_BLD))
+        stream, captured = _stack(cfg, run, stream, params["layers"])
         if "hidden" in capture:
-            captured["hidden"] = jnp.concatenate([first[None], captured["hidden"]])
-        if final:
-            x_BLD = final.apply(params["norm"], x_BLD)
-        return Encoded(x_BLD, captured)
+            captured["hidden"] = jnp.concatenate([x_BLD[None], captured["hidden"]])
+        return Encoded(stream[-1], captured)
 
     return Backbone(init, encode, {name: p.axes for name, p in owned.items()}, cfg)
 
 
-def _stack(cfg: BackboneConfig, run: Callable, x: Array, params: Params) -> tuple[Array, dict[str, Array]]:
+def _stack(cfg: BackboneConfig, run: Callable, x: Any, params: Params) -> tuple[Any, dict[str, Array]]:
     """Runs the layers one after another: whole periods of the pattern scanned or unrolled, the rest unrolled."""
     policies = {
         "none": None,
@@ -159,27 +191,28 @@ def _stack(cfg: BackboneConfig, run: Callable, x: Array, params: Params) -> tupl
     if cfg.remat != "none":
         kinds = {k: jax.checkpoint(f, policy=policies[cfg.remat]) for k, f in kinds.items()}
     kinds = {k: jax.jit(f, inline=True) for k, f in kinds.items()}  # traced once, whatever the number of layers
-    period = len(cfg.pattern)
+    period = math.lcm(len(cfg.pattern), cfg.share)
     scanned = cfg.layers // period * period if cfg.scan else 0
     captured = []
 
+    def several(x, params, first, n):  # n layers from `first`, whose params these are
+        each = _unstack(params, n // cfg.share)
+        outs = []
+        for i in range(n):
+            x, out = kinds[cfg.pattern[i % len(cfg.pattern)]](x, each[i // cfg.share], first + np.uint32(i))
+            outs.append(out)
+        return x, jax.tree.map(lambda *o: jnp.stack(o), *outs)
+
     if scanned:
-        grouped = jax.tree.map(lambda p: p[:scanned].reshape(-1, period, *p.shape[1:]), params)
-
-        def group(x, params_and_index):
-            params_g, index = params_and_index
-            outs = []
-            for i, params_l in enumerate(_unstack(params_g, period)):
-                x, out = kinds[cfg.pattern[i]](x, params_l, index * period + i)
-                outs.append(out)
-            return x, jax.tree.map(lambda *o: jnp.stack(o), *outs)
-
-        x, out = jax.lax.scan(group, x, (grouped, jnp.arange(scanned // period, dtype=jnp.uint32)))
+        sets = scanned // cfg.share
+        grouped = jax.tree.map(lambda p: p[:sets].reshape(-1, period // cfg.share, *p.shape[1:]), params)
+        firsts = jnp.arange(0, scanned, period, dtype=jnp.uint32)
+        x, out = jax.lax.scan(lambda x, given: several(x, *given, period), x, (grouped, firsts))
         captured.append(jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), out))
-    rest = jax.tree.map(lambda p: p[scanned:], params) if scanned else params
-    for i, params_l in enumerate(_unstack(rest, cfg.layers - scanned), start=scanned):
-        x, out = kinds[cfg.pattern[i % period]](x, params_l, jnp.uint32(i))
-        captured.append(jax.tree.map(lambda o: o[None], out))
+        params = jax.tree.map(lambda p: p[sets:], params)
+    if scanned < cfg.layers:
+        x, out = several(x, params, np.uint32(scanned), cfg.layers - scanned)
+        captured.append(out)
     return x, jax.tree.map(lambda *o: jnp.concatenate(o), *captured)
 
 

@@ -14,17 +14,18 @@ class _MlmHead(nn.Module):
     cfg: BackboneConfig
     tied: bool
     softcap: float | None
+    activation: str
 
     @nn.compact
-    def __call__(self, x_BPD: Array, tokens_VD: Array) -> Array:
+    def __call__(self, x_BPD: Array, tokens_VE: Array) -> Array:
         cfg = self.cfg
         B, P, D = x_BPD.shape
         x_1RD = x_BPD.reshape(1, B * P, D)
-        x_1RD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="transform")(x_1RD)
-        x_1RD = parts.Norm(cfg, name="norm")(ops.gelu(x_1RD))
+        x_1RE = parts.Linear(cfg, (cfg.D, cfg.E), ("embed", "embed_out"), 1, name="transform")(x_1RD)
+        x_1RE = parts.Norm(cfg, name="norm")(ops.ACTIVATIONS[self.activation](x_1RE))
         if not self.tied:
-            tokens_VD = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.D), cfg.param_dtype)
-        logits_RV = jnp.einsum("RD,VD->RV", x_1RD.reshape(B * P, D), tokens_VD.astype(cfg.dtype))
+            tokens_VE = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.E), cfg.param_dtype)
+        logits_RV = jnp.einsum("RE,VE->RV", x_1RE.reshape(B * P, cfg.E), tokens_VE.astype(cfg.dtype))
         zeros = parts.named(nn.initializers.zeros, ("vocab",))
         bias_V = self.param("bias", zeros, (cfg.V,), cfg.param_dtype)
         logits_BPV = ops.add_bias(logits_RV, bias_V.astype(cfg.dtype)).reshape(B, P, cfg.V)
@@ -33,8 +34,8 @@ class _MlmHead(nn.Module):
         return logits_BPV
 
 
-def mlm_head(cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None) -> Part:
-    """Transform, GELU, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, D]) -> logits [B, P, V]`.
+def mlm_head(cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None, activation: str = "gelu") -> Part:
+    """Transform, activation, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, E]) -> [B, P, V]`.
 
     tied:    decode with the token embeddings (Devlin et al. 2018); else with a matrix of the head's own
     softcap: squash the logits to (-softcap, softcap) (Gemma 2, https://arxiv.org/abs/2408.00118, section 2)
@@ -42,7 +43,8 @@ def mlm_head(cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = 
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap={softcap} must be positive, or None for no cap")
     x = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype)
-    return parts.part(_MlmHead(cfg, tied, softcap), x, jax.ShapeDtypeStruct((cfg.V, cfg.D), cfg.param_dtype))
+    tokens = jax.ShapeDtypeStruct((cfg.V, cfg.E), cfg.param_dtype)
+    return parts.part(_MlmHead(cfg, tied, softcap, activation), x, tokens)
 
 
 class _BagHead(nn.Module):
@@ -75,35 +77,70 @@ def bag_head(cfg: BackboneConfig) -> Part:
     return head._replace(apply=apply)
 
 
-class _PooledHead(nn.Module):
+class _Outputs(nn.Module):
+    """A map from D to D with an activation, a norm if asked for, dropout, and a linear map to the outputs."""
+
     cfg: BackboneConfig
     outputs: int
+    activation: str | None
+    norm: bool
     dropout: float
+    first: str
 
     @nn.compact
-    def __call__(self, pooled_BSD: Array, ids_BS: Array, key: Array | None) -> Array:
+    def __call__(self, x_BLD: Array, ids_BL: Array, key: Array | None) -> Array:
         cfg, C = self.cfg, self.outputs
-        x_BSD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name="pooler")(pooled_BSD)
-        x_BSD = jnp.tanh(x_BSD)
+        if self.activation is not None:
+            x_BLD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name=self.first)(x_BLD)
+            x_BLD = ops.ACTIVATIONS[self.activation](x_BLD)
+        if self.norm:
+            x_BLD = parts.Norm(cfg, name="norm")(x_BLD)
         site = None if key is None else random.fold(key, "pooled")
-        x_BSD = random.dropout(x_BSD, self.dropout, site, ids_BS)
-        logits_BSC = parts.Linear(cfg, (cfg.D, C), ("embed", "classes"), 1, name="out")(x_BSD)
-        return ops.wide(logits_BSC)
+        x_BLD = random.dropout(x_BLD, self.dropout, site, ids_BL)
+        return ops.wide(parts.Linear(cfg, (cfg.D, C), ("embed", "classes"), 1, bias=True, name="out")(x_BLD))
 
 
-def pooled_head(cfg: BackboneConfig, outputs: int, *, pooling: str = "first", dropout: float = 0.1) -> Part:
+def pooled_head(
+    cfg: BackboneConfig,
+    outputs: int,
+    *,
+    pooling: str = "first",
+    activation: str = "tanh",
+    norm: bool = False,
+    dropout: float = 0.1,
+) -> Part:
     """BERT's pooler and a linear map: `apply(params, hidden [B, L, D], batch, key) -> [B, S, outputs]` in float32.
 
     With `outputs` classes it is a classifier, with one a regressor. `pooling` makes one vector of each packed
-    segment, see `pool`.
+    segment, see `pool`; the pooler's `activation` and `norm` are as the family has them.
     """
     if pooling not in POOLS:
         raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLS)}")
+    if activation not in ops.ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} must be one of {', '.join(ops.ACTIVATIONS)}")
     x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
-    head = parts.part(_PooledHead(cfg, outputs, dropout), x, ids, None)
+    head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "pooler"), x, ids, None)
 
     def apply(params, hidden_BLD: Array, batch: Batch, key: Array | None = None) -> Array:
         return head.apply(params, pool(hidden_BLD, batch, pooling), random.segments(dict(batch)), key)
+
+    return head._replace(apply=apply)
+
+
+def token_head(
+    cfg: BackboneConfig, outputs: int, *, activation: str | None = None, norm: bool = False, dropout: float = 0.1
+) -> Part:
+    """Outputs for each token: `apply(params, hidden [B, L, D], batch, key) -> [B, L, outputs]` in float32.
+
+    A linear map, of a transform with an `activation` (and a `norm`) where one is given. Two outputs are the start and
+    the end of an answer (Devlin et al. 2018, section 4.2), one tells replaced tokens from true ones (Clark et al.
+    2020, https://arxiv.org/abs/2003.10555), more are tags.
+    """
+    x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
+    head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "transform"), x, ids, None)
+
+    def apply(params, hidden_BLD: Array, batch: Batch, key: Array | None = None) -> Array:
+        return head.apply(params, hidden_BLD, random.tokens(dict(batch)), key)
 
     return head._replace(apply=apply)
 

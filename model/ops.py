@@ -25,6 +25,15 @@ def gelu(x: Array) -> Array:
     return x * (0.5 * (1 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype))))
 
 
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": jax.nn.gelu,  # approximate
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
 def _column_sum(g: Array, like: Array) -> Array:
     """Sums g over all but the trailing axes, `like.ndim` of them."""
     rows = g.reshape(-1, like.size)

@@ -86,6 +86,7 @@ class Linear(nn.Module):
     names: tuple[str, ...]
     out: int
     residual: bool = False
+    bias: bool | None = None  # None: as the config says
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -94,7 +95,7 @@ class Linear(nn.Module):
         w = self.param("kernel", kernel(cfg, *self.names, scale=factor), self.shape, cfg.param_dtype)
         w = w.astype(cfg.dtype).reshape(-1, math.prod(out))
         y = jnp.dot(x.reshape(-1, w.shape[0]), w).reshape(*x.shape[:2], *out)
-        if not cfg.bias:
+        if not (cfg.bias if self.bias is None else self.bias):
             return y
         zeros = named(nn.initializers.zeros, self.names[-self.out :])
         bias = self.param("bias", zeros, out, cfg.param_dtype)
@@ -123,39 +124,50 @@ class Norm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """D -> F -> D with an exact GELU between."""
+    """D -> F -> D with an activation between."""
 
     cfg: BackboneConfig
+    activation: str
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         D, F = self.cfg.D, self.cfg.F
         h_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="wi")(x_BLD)
-        h_BLF = ops.gelu(h_BLF)
+        h_BLF = ops.ACTIVATIONS[self.activation](h_BLF)
         return Linear(self.cfg, (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
 
 
 class GatedMlp(nn.Module):
-    """GEGLU: a second map of the input, through a GELU, gates the first (https://arxiv.org/abs/2002.05202)."""
+    """A second map of the input, through an activation, gates the first (https://arxiv.org/abs/2002.05202)."""
 
     cfg: BackboneConfig
+    activation: str
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         D, F = self.cfg.D, self.cfg.F
         gate_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="gate")(x_BLD)
         h_BLF = Linear(self.cfg, (D, F), ("embed", "mlp"), 1, name="wi")(x_BLD)
-        h_BLF = ops.gelu(gate_BLF) * h_BLF
+        h_BLF = ops.ACTIVATIONS[self.activation](gate_BLF) * h_BLF
         return Linear(self.cfg, (F, D), ("mlp", "embed"), 1, residual=True, name="wo")(h_BLF)
 
 
+MLPS = {  # by the config's name
+    "gelu": (Mlp, "gelu"),
+    "gelu_tanh": (Mlp, "gelu_tanh"),
+    "relu": (Mlp, "relu"),
+    "silu": (Mlp, "silu"),
+    "geglu": (GatedMlp, "gelu"),
+    "geglu_tanh": (GatedMlp, "gelu_tanh"),
+    "swiglu": (GatedMlp, "silu"),
+}
 AXES = {"tokens": "vocab", "positions": "positions", "types": "types"}  # of the embedding's tables, by row
 
 
 class Embedding(nn.Module):
-    """Tokens, and where the config has them learned positions and token types; a norm where it says so.
+    """Tokens, and where the config has them learned positions and token types; a norm where it says so: [B, L, E].
 
-    `inputs` [B, L, D] stands in for the token embeddings.
+    `inputs` [B, L, E] stands in for the token embeddings.
     """
 
     cfg: BackboneConfig
@@ -166,15 +178,16 @@ class Embedding(nn.Module):
         cfg = self.cfg
 
         def table(name: str, rows: int) -> Array:
-            param = self.param(name, kernel(cfg, AXES[name], "embed"), (rows, cfg.D), cfg.param_dtype)
+            param = self.param(name, kernel(cfg, AXES[name], "embed"), (rows, cfg.E), cfg.param_dtype)
             # gathered over fsdp before the lookup: the partitioner would else replicate what is looked up
             return self.constrain(param, (AXES[name], "width"))
 
-        tokens_VD = table("tokens", cfg.V)
-        x_BLD = ops.take(tokens_VD, batch["tokens"]) if inputs is None else inputs
+        tokens_VE = table("tokens", cfg.V)
+        x_BLE = ops.take(tokens_VE, batch["tokens"]) if inputs is None else inputs
         if cfg.position == "learned":
-            x_BLD = x_BLD + ops.take(table("positions", cfg.max_length), batch["positions"])
+            table_PE = table("positions", cfg.first_position + cfg.max_length)
+            x_BLE = x_BLE + ops.take(table_PE, batch["positions"] + cfg.first_position)
         if cfg.types:
-            types_TD = table("types", cfg.types)
-            x_BLD = x_BLD + (ops.take(types_TD, batch["types"]) if "types" in batch else types_TD[None, :1])
-        return Norm(cfg, name="norm")(x_BLD) if cfg.embed_norm else x_BLD.astype(cfg.dtype)
+            types_TE = table("types", cfg.types)
+            x_BLE = x_BLE + (ops.take(types_TE, batch["types"]) if "types" in batch else types_TE[None, :1])
+        return Norm(cfg, name="norm")(x_BLE) if cfg.embed_norm else x_BLE.astype(cfg.dtype)

@@ -15,18 +15,21 @@ def classify(
     *,
     classes: int,
     pooling: str = "first",
+    activation: str = "tanh",
+    norm: bool = False,
     dropout: float = 0.1,
     name: str = "classify",
 ) -> Objective:
     """Cross-entropy over `classes` on the pooled segment (Devlin et al. 2018, section 4.1).
 
-    The batch's `labels` are int [B, S]. `pooling` is one of `model.heads.pool`; `dropout` is on the pooled vector.
+    The batch's `labels` are int [B, S]. `pooling` is one of `model.heads.pool`; `activation` and `norm` follow the
+    pooler's linear map (as published families have them); `dropout` is on the pooled vector.
     `predict` gives `prediction` int32 [B, S] and `probabilities` [B, S, classes].
     Raises ValueError for fewer than two classes or an unknown pooling.
     """
     if classes < 2:
         raise ValueError(f"classify needs at least 2 classes, not {classes}; for a number use objectives.regress")
-    head = pooled_head(backbone.config, classes, pooling=pooling, dropout=dropout)
+    head = pooled_head(backbone.config, classes, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
 
     def logits(params: dict, encode, batch, key) -> Array:
         return head.apply(params[name], encode(batch, key).hidden, batch, key)

@@ -27,6 +27,7 @@ def mlm(
     capacity: float | None = None,
     tied: bool = True,
     softcap: float | None = None,
+    activation: str = "gelu",
     bag: float = 0.0,
     name: str = "mlm",
 ) -> Objective:
@@ -42,7 +43,7 @@ def mlm(
         as in SpanBERT, https://arxiv.org/abs/1907.10529).
       capacity: positions a row that reach the vocabulary, as a share of the row; None is room enough that a surplus
         is rare (four deviations). A surplus stays unmasked and is counted in the metric `surplus`.
-      tied, softcap: see `model.heads.mlm_head`.
+      tied, softcap, activation: see `model.heads.mlm_head`.
       bag: coefficient of a second term, `{name}_bag`, in which the segment as a whole predicts what was hidden in it:
         cross-entropy of the same targets under one distribution a segment, made from the mean state of its tokens
         that were not chosen (bag-of-words prediction; Ma et al. 2024, https://arxiv.org/abs/2401.11248, section 3.2,
@@ -63,7 +64,7 @@ def mlm(
         raise ValueError(f"mlm span={span} is a mean length in words and must be at least 1")
     if bag < 0:
         raise ValueError(f"mlm bag={bag} is the coefficient of a loss term and must not be negative")
-    head = mlm_head(backbone.config, tied=tied, softcap=softcap)
+    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
     whole = bag_head(backbone.config)
     how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span)
     # on the host: to make one on a device is a program

@@ -6,14 +6,21 @@ from objectives.types import Array, Objective, Sums, Term, Vocab
 
 
 def regress(
-    backbone: Backbone, vocab: Vocab, *, pooling: str = "first", dropout: float = 0.1, name: str = "regress"
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    pooling: str = "first",
+    activation: str = "tanh",
+    norm: bool = False,
+    dropout: float = 0.1,
+    name: str = "regress",
 ) -> Objective:
     """Mean squared error on the pooled segment (as BERT is finetuned on STS-B).
 
-    The batch's `labels` are float32 [B, S]. See `objectives.classify` for `pooling` and `dropout`. `predict` gives
+    The batch's `labels` are float32 [B, S]. See `objectives.classify` for the head's options. `predict` gives
     `prediction` float32 [B, S].
     """
-    head = pooled_head(backbone.config, 1, pooling=pooling, dropout=dropout)
+    head = pooled_head(backbone.config, 1, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
 
     def outputs(params: dict, encode, batch, key) -> Array:
         return head.apply(params[name], encode(batch, key).hidden, batch, key)[..., 0]

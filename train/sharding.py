@@ -32,6 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "parts": (),
     "positions": (),
+    "buckets": (),
     "types": (),
     "classes": (),
 }
