@@ -22,7 +22,7 @@ class _MlmHead(nn.Module):
         B, P, D = x_BPD.shape
         x_1RD = x_BPD.reshape(1, B * P, D)
         x_1RE = parts.Linear(cfg, (cfg.D, cfg.E), ("embed", "embed_out"), 1, name="transform")(x_1RD)
-        x_1RE = parts.Norm(cfg, name="norm")(ops.ACTIVATIONS[self.activation](x_1RE))
+        x_1RE = parts.Norm(cfg, name="norm")(_activated(cfg, self.activation, x_1RE))
         if not self.tied:
             tokens_VE = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.E), cfg.param_dtype)
         logits_RV = jnp.einsum("RE,VE->RV", x_1RE.reshape(B * P, cfg.E), tokens_VE.astype(cfg.dtype))
@@ -34,12 +34,25 @@ class _MlmHead(nn.Module):
         return logits_BPV
 
 
-def mlm_head(cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None, activation: str = "gelu") -> Part:
+def _activated(cfg: BackboneConfig, activation: str, x: Array) -> Array:
+    return ops.ACTIVATIONS[parts.MLPS[cfg.mlp][1] if activation == "layers" else activation](x)
+
+
+def _check_activation(activation: str) -> None:
+    if activation not in ("layers", *ops.ACTIVATIONS):
+        raise ValueError(f"activation={activation!r} must be one of layers, {', '.join(ops.ACTIVATIONS)}")
+
+
+def mlm_head(
+    cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None, activation: str = "layers"
+) -> Part:
     """Transform, activation, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, E]) -> [B, P, V]`.
 
     tied:    decode with the token embeddings (Devlin et al. 2018); else with a matrix of the head's own
     softcap: squash the logits to (-softcap, softcap) (Gemma 2, https://arxiv.org/abs/2408.00118, section 2)
+    activation: one of `model.ops.ACTIVATIONS`, or "layers" for that of the layers
     """
+    _check_activation(activation)
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap={softcap} must be positive, or None for no cap")
     x = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype)
@@ -92,7 +105,7 @@ class _Outputs(nn.Module):
         cfg, C = self.cfg, self.outputs
         if self.activation is not None:
             x_BLD = parts.Linear(cfg, (cfg.D, cfg.D), ("embed", "embed_out"), 1, name=self.first)(x_BLD)
-            x_BLD = ops.ACTIVATIONS[self.activation](x_BLD)
+            x_BLD = _activated(cfg, self.activation, x_BLD)
         if self.norm:
             x_BLD = parts.Norm(cfg, name="norm")(x_BLD)
         site = None if key is None else random.fold(key, "pooled")
@@ -116,8 +129,7 @@ def pooled_head(
     """
     if pooling not in POOLS:
         raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLS)}")
-    if activation not in ops.ACTIVATIONS:
-        raise ValueError(f"activation={activation!r} must be one of {', '.join(ops.ACTIVATIONS)}")
+    _check_activation(activation)
     x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
     head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "pooler"), x, ids, None)
 
@@ -136,6 +148,8 @@ def token_head(
     the end of an answer (Devlin et al. 2018, section 4.2), one tells replaced tokens from true ones (Clark et al.
     2020, https://arxiv.org/abs/2003.10555), more are tags.
     """
+    if activation is not None:
+        _check_activation(activation)
     x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
     head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "transform"), x, ids, None)
 

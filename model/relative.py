@@ -20,7 +20,7 @@ class Bias(nn.Module):
     @nn.compact
     def __call__(self, view: attention.View) -> attention.View:
         cfg = self.cfg
-        table_RN = self.param("bias", parts.kernel(cfg, "buckets", "heads"), (cfg.buckets, cfg.heads), cfg.param_dtype)
+        table_RN = self.param("table", parts.kernel(cfg, "buckets", "heads"), (cfg.buckets, cfg.heads), cfg.param_dtype)
         found_GQKN = ops.take(table_RN, _bucket(view.distance, cfg, _halves))
         return view._replace(bias=view.bias + jnp.moveaxis(ops.wide(found_GQKN), -1, 1))
 
@@ -33,9 +33,7 @@ class Disentangled(nn.Module):
     @nn.compact
     def __call__(self, view: attention.View) -> attention.View:
         cfg = self.cfg
-        table_RD = self.param(
-            "embedding", parts.kernel(cfg, "buckets", "embed"), (2 * cfg.buckets, cfg.D), cfg.param_dtype
-        )
+        table_RD = self.param("table", parts.kernel(cfg, "buckets", "embed"), (2 * cfg.buckets, cfg.D), cfg.param_dtype)
         embedded_RD = parts.Norm(cfg, name="norm")(table_RD)
         return view._replace(apart=attention.Apart(_bucket(view.distance, cfg, _sides), embedded_RD))
 

@@ -27,7 +27,7 @@ def mlm(
     capacity: float | None = None,
     tied: bool = True,
     softcap: float | None = None,
-    activation: str = "gelu",
+    activation: str = "layers",
     bag: float = 0.0,
     name: str = "mlm",
 ) -> Objective:

@@ -1,0 +1,324 @@
+"""Published checkpoints into params trees, and params trees into published checkpoints: `read` and `write`.
+
+Both go by the tables of `model.published.families`, leaf by leaf. What a table does not explain is an error that lists
+names, and writes nothing.
+"""
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from model import heads, random
+from model.backbone import backbone
+from model.config import BackboneConfig
+from model.published import files
+from model.published.architecture import config_json, config_of, family_of, first_kind
+from model.published.families import FAMILIES, Family, Head
+from model.published.files import DTYPES, Tensor
+from model.published.tables import Line, flat, lines, to_ours, to_theirs
+from model.types import Params
+
+SHARD = 5 * 10**9  # bytes of a file of weights
+_TOKENS = "backbone/embed/tokens"
+_RENAMED = {".gamma": ".weight", ".beta": ".bias"}  # of norms, in files of TensorFlow's days
+
+
+class Published(NamedTuple):
+    """A checkpoint of another tool, read.
+
+    params:  "backbone" and a key for each head, numpy arrays in the config's `param_dtype`
+    heads:   of those keys, what `model.heads` makes them by
+    record:  JSON, from which `write` makes the same files again: config.json, each tensor's dtype, and what stands in
+             the file beside our leaves
+    """
+
+    config: BackboneConfig
+    params: Params
+    heads: dict[str, Head]
+    record: dict[str, Any]
+
+
+def read(source: Path, *, unpickle: bool = False, ignore: Sequence[str] = (), **changes: Any) -> Published:
+    """Reads a published checkpoint, leaf by leaf.
+
+    Args:
+      source: a folder in Hugging Face's layout, or the file of weights in one.
+      unpickle: allow a pytorch_model.bin, read by torch as tensors and nothing else.
+      ignore: patterns of names of tensors to leave out, each to match a whole name.
+      changes: to our config, such as dtype="bfloat16".
+
+    Raises ValueError for an architecture that is not ours, and, listing all names, where tensors are missing, unknown
+    or of another shape, and for files that are cut short.
+    """
+    folder = source if source.is_dir() else source.parent
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json, which tells the architecture; expected Hugging Face's layout")
+    theirs = json.loads((folder / "config.json").read_text())
+    family, cfg = family_of(theirs), config_of(theirs, **changes)
+    held = files.tensors(source, unpickle)
+    out = [name for name in held if any(re.fullmatch(pattern, name) for pattern in (*family.beside, *ignore))]
+    file = _File({name: tensor for name, tensor in held.items() if name not in out}, family)
+    found = _match(file, family, cfg, (theirs.get("architectures") or [""])[0])
+    leaves: dict[str, np.ndarray] = {}
+    for line in found.lines:
+        for path, x in zip(line.paths, to_ours(line, file.read, cfg), strict=True):
+            leaves[path] = np.ascontiguousarray(x).astype(found.leaves[path].dtype, copy=False)
+    record = {
+        "config": theirs,
+        "dtypes": {name: tensor.dtype for name, tensor in file.tensors.items()},
+        "names": {ours: name for ours, name in file.names.items() if ours != name},
+        "repeated": found.repeated,
+        "unused": {name: file.tensors[name].read().tolist() for name in found.unused},
+        "left_out": out,
+    }
+    params = _tree({path: leaves[path] for path in found.leaves})
+    return Published(cfg, params, {key: family.heads[key] for key in found.heads}, record)
+
+
+class _File:
+    """Tensors by the names that the tables have for them, whatever the file's own are."""
+
+    def __init__(self, tensors: dict[str, Tensor], family: Family):
+        self.tensors = tensors
+        embedding = family.table["embed/tokens"]
+        bare = family.prefix if f"{embedding}.weight" in tensors else ""  # a bare encoder's names lack its prefix
+        self.names = {}  # the tables' -> the file's
+        for name in tensors:
+            suffix = next((old for old in _RENAMED if name.endswith(old)), "")
+            self.names[bare + name.removesuffix(suffix) + _RENAMED.get(suffix, "")] = name
+
+    def of(self, name: str) -> Tensor:
+        return self.tensors[self.names[name]]
+
+    def read(self, name: str) -> np.ndarray:
+        return self.of(name).read()
+
+    def equal(self, a: str, b: str) -> bool:
+        return self.of(a).shape == self.of(b).shape and np.array_equal(self.read(a), self.read(b))
+
+
+class _Match(NamedTuple):
+    """Shapes by path; lines; keys of the heads; names of tensors that repeat a leaf, with its path; the unused."""
+
+    leaves: dict[str, Any]
+    lines: list[Line]
+    heads: list[str]
+    repeated: dict[str, str]
+    unused: list[str]
+
+
+def _match(file: _File, family: Family, cfg: BackboneConfig, architecture: str) -> _Match:
+    """Every tensor's place. Raises ValueError with all that is wrong."""
+    layers = cfg.layers // cfg.share
+    leaves = _backbone_leaves(cfg)
+    made = lines(family.table, leaves, "backbone", family.prefix, layers)
+    tokens = f"{family.prefix}{family.table['embed/tokens']}.weight"
+    missing = [name for line in made for name in flat(line.names) if name not in file.names]
+    left = file.names.keys() - {name for line in made for name in flat(line.names)}
+    may_repeat = dict(family.repeated)
+    keys = []
+    # the architecture's own head first: another may have tensors of the same names
+    for key, head in sorted(family.heads.items(), key=lambda item: architecture != family.title + item[1].architecture):
+        own = [name for name, path in head.repeated.items() if path == _TOKENS and name in file.names]
+        untied = bool(own) and tokens in file.names and not file.equal(own[0], tokens)
+        out = f"{head.table.get('out')}.weight"
+        outputs = file.of(out).shape[0] if out in file.names else 1
+        wanted = head_leaves(head, key, cfg, outputs, tied=not untied)
+        of_head = lines(head.table, wanted, key, "", layers)
+        names = [name for line in of_head for name in flat(line.names)]
+        if absent := [name for name in names if name not in left]:
+            if architecture == family.title + head.architecture and head.of != "pooler":
+                missing += absent
+            continue
+        left -= set(names)
+        leaves |= wanted
+        made += of_head
+        keys.append(key)
+        may_repeat |= {name: path for name, path in head.repeated.items() if not (untied and path == _TOKENS)}
+    repeated = {name: path for name, path in may_repeat.items() if name in left}
+    unused = sorted(name for name in left if name in {family.prefix + one for one in family.unused})
+    faults = [f"missing: {name}" for name in sorted(set(missing))]
+    faults += [f"not known: {file.names[n]} {file.of(n).shape}" for n in sorted(left - repeated.keys() - set(unused))]
+    for line in made:
+        if not any(name in missing for name in flat(line.names)):
+            faults += _shape_faults(line, file, leaves, cfg)
+    if not faults:
+        of = {path: next(flat(line.names)) for line in made for path in line.paths}
+        twins = {name: of[path] for name, path in repeated.items()}
+        faults = [f"{a} differs from {b}, which it should repeat" for a, b in twins.items() if not file.equal(a, b)]
+    if faults:
+        held = "\n  ".join(f"{name} {tensor.shape}" for name, tensor in sorted(file.tensors.items()))
+        raise ValueError(
+            f"the tensors are not those of a {architecture or family.title} as config.json describes it:\n  "
+            + "\n  ".join(faults) + f"\nthe file holds:\n  {held}"
+        )  # fmt: skip
+    return _Match(leaves, made, keys, repeated, [file.names[name] for name in unused])
+
+
+def _shape_faults(line: Line, file: _File, leaves: Mapping[str, Any], cfg: BackboneConfig) -> list[str]:
+    blank = {path: np.broadcast_to(np.bool_(0), leaves[path].shape) for path in line.paths}
+    return [
+        f"{file.names[name]} is {file.of(name).shape}, expected {x.shape}"
+        for name, x in zip(flat(line.names), to_theirs(line, blank, cfg), strict=True)
+        if file.of(name).shape != x.shape
+    ]
+
+
+def head_leaves(head: Head, key: str, cfg: BackboneConfig, outputs: int, tied: bool = True) -> dict[str, Any]:
+    """The shapes of a head's leaves, by path, under the key `key` of the tree."""
+    inits: dict[str, Callable[[], Callable]] = {
+        "mlm": lambda: heads.mlm_head(cfg, tied=tied, **head.options).init,
+        "pooled": lambda: heads.pooled_head(cfg, outputs, **head.options).init,
+        "token": lambda: heads.token_head(cfg, outputs, **head.options).init,
+        "pooler": lambda: lambda key: heads.pooled_head(cfg, 1).init(key)["pooler"],
+    }
+    return _leaves({key: jax.eval_shape(inits[head.of](), random.generator(0))})
+
+
+def _backbone_leaves(cfg: BackboneConfig) -> dict[str, Any]:
+    return _leaves({"backbone": jax.eval_shape(backbone(cfg).init, random.generator(0))})
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {"/".join(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _tree(leaves: Mapping[str, Any]) -> Params:
+    tree: Params = {}
+    for path, x in leaves.items():
+        *folders, name = path.split("/")
+        at = tree
+        for folder in folders:
+            at = at.setdefault(folder, {})
+        at[name] = x
+    return tree
+
+
+def tensors(params: Params, cfg: BackboneConfig, kind: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields what a file of the family `kind` holds for a params tree: (name, tensor), a line of the table at a time.
+
+    Raises ValueError for a key of the tree that is no head of the family, or a leaf that it has no place for.
+    """
+    family = FAMILIES[kind]
+    if unknown := sorted(params.keys() - {"backbone"} - family.heads.keys()):
+        raise ValueError(f"{kind} has no head {', '.join(unknown)}; it has {', '.join(family.heads) or 'none'}")
+    for key in params:
+        leaves = _leaves({key: params[key]})
+        table, prefix = (family.table, family.prefix) if key == "backbone" else (family.heads[key].table, "")
+        for line in lines(table, leaves, key, prefix, cfg.layers // cfg.share):
+            yield from zip(flat(line.names), to_theirs(line, leaves, cfg), strict=True)
+
+
+def write(
+    folder: Path,
+    params: Params,
+    cfg: BackboneConfig,
+    kind: str | None = None,
+    *,
+    record: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    shard: int = SHARD,
+) -> None:
+    """Writes config.json and model.safetensors, or shards of it and an index where it is larger than `shard` bytes.
+
+    Args:
+      folder: made where absent; nothing in it is overwritten.
+      params: "backbone" and the heads, under the keys that the family has for them.
+      kind: the family, as config.json's model_type has it; None for the first that can say the config.
+      record: `read`'s, to give the same files again: names, dtypes, config.json.
+      extra: further keys for config.json, such as the ids of special tokens.
+
+    Raises ValueError for what the family has no place for, and where the folder holds such files already.
+    """
+    taken = [p.name for p in folder.glob("*") if p.name == "config.json" or p.name.startswith("model")]
+    if taken:
+        raise ValueError(f"{folder} holds {', '.join(sorted(taken))} already; take another folder")
+    kind = record["config"]["model_type"] if record else kind or first_kind(cfg)
+    if record:
+        config, named = record["config"], _as_it_was(params, cfg, kind, record)
+    else:
+        config, named = _config(params, cfg, kind) | dict(extra or {}), _as_a_model(params, cfg, kind)
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    try:
+        partial.mkdir(parents=True)
+        _save(partial, named, shard)
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        folder.mkdir(exist_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name != "config.json", reverse=True):
+            file.rename(folder / file.name)  # config.json last: without it the folder is nothing
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _as_it_was(params: Params, cfg: BackboneConfig, kind: str, record: Mapping) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of the file that was read, in its names and dtypes."""
+    import ml_dtypes  # noqa: F401  # numpy learns bfloat16 by it
+
+    leaves = _leaves(params)
+    of_ours = {name: leaves[path] for name, path in record["repeated"].items()}
+    for ours, x in (*tensors(params, cfg, kind), *of_ours.items()):
+        name = record["names"].get(ours, ours)
+        yield name, np.asarray(x).astype(DTYPES[record["dtypes"][name]])
+    for name, values in record["unused"].items():
+        yield name, np.array(values, DTYPES[record["dtypes"][name]])
+
+
+def _as_a_model(params: Params, cfg: BackboneConfig, kind: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a model, or of a bare encoder, whose names lack the prefix."""
+    family = FAMILIES[kind]
+    bare = all(family.heads[key].of == "pooler" for key in params.keys() - {"backbone"})
+    for name, x in tensors(params, cfg, kind):
+        yield name.removeprefix(family.prefix) if bare else name, x
+
+
+def _config(params: Params, cfg: BackboneConfig, kind: str) -> dict[str, Any]:
+    """config.json of a params tree."""
+    family = FAMILIES[kind]
+    keys = [key for key in params if key != "backbone" and key in family.heads]
+    classes = [family.heads[key].architecture for key in keys]
+    told = [c for c in classes if c != "Model"] or [family.bare]
+    if len(told) > 1 and set(told) != {"ForMaskedLM", "ForPreTraining"}:
+        raise ValueError(f"no model of {kind} has the heads {', '.join(keys)} at once; export one of them")
+    of = "ForPreTraining" if len(told) > 1 else told[0]
+    out = {"architectures": [family.title + of], "tie_word_embeddings": "decoder" not in params.get("mlm", {})}
+    for key in keys:
+        if family.heads[key].architecture in ("ForSequenceClassification", "ForTokenClassification"):
+            labels = {str(i): f"LABEL_{i}" for i in range(params[key]["out"]["bias"].size)}
+            out |= {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
+    return config_json(cfg, kind) | out
+
+
+def _save(folder: Path, named: Iterator[tuple[str, np.ndarray]], most: int) -> None:
+    """Writes tensors to files of at most so many bytes, each let go once it is written."""
+    from safetensors.numpy import save_file
+
+    written: list[tuple[list[str], int]] = []
+    held: dict[str, np.ndarray] = {}
+
+    def put() -> None:
+        save_file(held, folder / f"{len(written)}", metadata={"format": "pt"})
+        written.append((list(held), sum(x.nbytes for x in held.values())))
+        held.clear()
+
+    for name, x in named:
+        if held and sum(y.nbytes for y in held.values()) + x.nbytes > most:
+            put()
+        held[name] = np.ascontiguousarray(x)
+    put()
+    count = len(written)
+    names = (
+        ["model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    )
+    for i, name in enumerate(names):
+        (folder / f"{i}").rename(folder / name)
+    if count > 1:
+        where = {tensor: name for name, (inside, _) in zip(names, written, strict=True) for tensor in inside}
+        index = {"metadata": {"total_size": sum(size for _, size in written)}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
