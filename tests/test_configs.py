@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import WORDS
+from toys import WORDS, write_published
 
+from launch import convert
 from launch.plan import plan
 from train import build, checkpoint, loop
 from train.__main__ import run
@@ -28,6 +29,10 @@ def data(tmp_path_factory) -> Path:
             file.writelines(json.dumps({"text": t}) + "\n" for t in texts)
     table = "text,label\n" + "".join(f"{t},{i % 2}\n" for i, t in enumerate(texts))
     (folder / "labelled.csv").write_text(table)
+    (folder / "glue" / "RTE").mkdir(parents=True)
+    lines = [f"{i}\t{t[:30]}\t{t[30:60]}\t{'not_' * (i % 2)}entailment\n" for i, t in enumerate(texts)]
+    for split in ("train", "dev"):
+        (folder / "glue" / "RTE" / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + "".join(lines))
     return folder
 
 
@@ -63,6 +68,8 @@ def config_of(file: Path, data: Path, tmp_path: Path) -> dict:
     specification = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    if file.stem == "finetune_glue":
+        return build.plain(module.get_config(f"task=RTE,from={tmp_path / 'imported'},stage=import,pooler=carried"))
     if file.stem != "finetune_classification":
         return build.plain(module.get_config())
     table = data / "labelled.csv"
@@ -78,6 +85,8 @@ def test_builds_plans_and_steps(file, data, tmp_path, monkeypatch):
         first |= dict(stages=("pretrain",), pretrain=first.pop("short"))
         first.pop("long")
         run(first, tmp_path / "pretrained")
+    if file.stem == "finetune_glue":
+        convert.import_(write_published(tmp_path / "bert", "bert-model"), tmp_path / "imported")
     config = config_of(file, data, tmp_path)
     for name in build.stages(config):  # as published
         if "size" in config["backbone"]:

@@ -111,6 +111,17 @@ WORDS = [
 ]  # fmt: skip
 
 
+def write_published(folder: Path, name: str) -> Path:
+    """A published checkpoint of 40 embeddings, with a vocabulary of `WORDS`."""
+    golden = Path(__file__).parent / "model" / "published" / "golden" / name
+    folder.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).write_bytes((golden / file).read_bytes())
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    return folder
+
+
 def write_reviews(path: Path, n: int = 300) -> None:
     rng = np.random.default_rng(0)
     rows = ["text\tlabel"]

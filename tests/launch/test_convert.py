@@ -1,0 +1,111 @@
+"""Published checkpoints into workdirs and back, and what was trained here into Hugging Face's layout."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from toys import WORDS, write_published
+
+from launch import convert, predict
+from model.published import weights
+from train import checkpoint
+from train.data.source import Record
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    return write_published(tmp_path_factory.mktemp("published") / "bert", "bert-formaskedlm")
+
+
+def test_what_was_imported_leaves_bit_for_bit(published, tmp_path):
+    convert.main(["import", f"--source={published}", f"--out={tmp_path / 'run'}"])
+    convert.main(["export", f"--checkpoint={tmp_path / 'run' / 'import'}", f"--out={tmp_path / 'out'}"])
+    want, got = (load_file(folder / "model.safetensors") for folder in (published, tmp_path / "out"))
+    assert {name: x.tobytes() for name, x in want.items()} == {name: x.tobytes() for name, x in got.items()}
+    assert json.loads((published / "config.json").read_text()) == json.loads((tmp_path / "out/config.json").read_text())
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "run" / "tokenizer.json").read_bytes()
+
+
+def test_an_imported_model_fills_masks(published, tmp_path):
+    origin = convert.import_(published, tmp_path)
+    assert origin["published"]["dtypes"].keys() == load_file(published / "model.safetensors").keys()
+    trained = predict.load(tmp_path, "import")
+    (said,) = predict.predict(trained, [Record("the film was [MASK] .", None, None, "here")])
+    assert said["prediction"][0].keys() == {"piece", "probability"}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_what_was_trained_here_is_read_again(toy, stage, tmp_path):
+    convert.main(["export", f"--checkpoint={toy.workdir / stage}", f"--out={tmp_path / 'out'}"])
+    params, origin, _ = checkpoint.read_params(toy.workdir / stage / "checkpoints")
+    found = weights.read(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    theirs = found.record["config"]
+    assert theirs["architectures"] == [
+        {"pretrain": "BertForMaskedLM", "finetune": "BertForSequenceClassification"}[stage]
+    ]
+    assert theirs["pad_token_id"] == origin["special"]["pad"]
+    if stage == "finetune":
+        assert theirs["id2label"] == {"0": "no", "1": "yes"}
+    assert (tmp_path / "out" / "tokenizer.model").is_file()
+    with pytest.raises(ValueError, match="already; take another folder"):
+        convert.export(toy.workdir / stage, tmp_path / "out")
+
+
+def test_an_encoder_alone(toy, tmp_path):
+    convert.main(["export", f"--checkpoint={toy.workdir / 'finetune'}", f"--out={tmp_path / 'out'}", "--heads="])
+    found = weights.read(tmp_path / "out")
+    assert found.params.keys() == {"backbone"}
+    assert found.record["config"]["architectures"] == ["BertModel"]
+
+
+@pytest.mark.parametrize(
+    "objective, message",
+    [
+        (dict(factory="objectives.classify:classify", pooling="mean"), "which has pooling='mean'"),
+        (dict(factory="objectives.classify:classify", activation="relu"), "which has activation='relu'"),
+        (dict(factory="objectives.mlm:mlm", softcap=30.0, name="classify"), "which has softcap=30.0"),
+    ],
+)
+def test_a_head_that_the_family_has_otherwise(toy, tmp_path, monkeypatch, objective, message):
+    params, origin, step = checkpoint.read_params(toy.workdir / "finetune" / "checkpoints")
+    origin["config"]["finetune"]["objective"] = objective
+    monkeypatch.setattr(checkpoint, "read_params", lambda *a: (params, origin, step))
+    with pytest.raises(ValueError, match=message):
+        convert.export(toy.workdir / "finetune", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--family=t5"], "t5: there is no such encoder with"),
+        (["--heads=mlm"], "has no head mlm; it has classify"),
+        (["--step=77"], "no checkpoint of step 77"),
+    ],
+)
+def test_exports_that_cannot_be(toy, tmp_path, arguments, message):
+    given = ["export", f"--checkpoint={toy.workdir / 'finetune'}", f"--out={tmp_path / 'out'}", *arguments]
+    with pytest.raises(SystemExit, match=message):
+        convert.main(given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_imports_that_cannot_be(published, tmp_path):
+    run = tmp_path / "run"
+    convert.import_(published, run)
+    with pytest.raises(SystemExit, match="holds a checkpoint already"):
+        convert.main(["import", f"--source={published}", f"--out={run}"])
+    (published / "vocab.txt").rename(tmp_path / "vocab.txt")
+    try:
+        with pytest.raises(SystemExit, match=r"has no tokenizer\.json and no vocab\.txt"):
+            convert.main(["import", f"--source={published}", f"--out={tmp_path / 'other'}"])
+        more = (tmp_path / "vocab.txt").read_text() + "\n".join(f"w{i}" for i in range(40))
+        (published / "vocab.txt").write_text(more)
+        with pytest.raises(SystemExit, match=rf"the tokenizer has {25 + 40} ids, and the model embeddings of 40"):
+            convert.main(["import", f"--source={published}", f"--out={tmp_path / 'other'}"])
+    finally:
+        (tmp_path / "vocab.txt").replace(published / "vocab.txt")
+    assert len(WORDS) == 20 and not (tmp_path / "other").exists()
