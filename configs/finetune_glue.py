@@ -12,6 +12,10 @@ After the colon come key=value pairs, split by commas:
     pooler  carried: the checkpoint's pooler too, which published BERTs have; fresh (the default): one of its own
     seed    (default: 0)
 
+Speed on two CPU cores, all-MiniLM-L6-v2, batches of 32, medians of two or three runs of 12 steps taken in turn with
+Hugging Face's Trainer, which pads each batch to its longest text: 100, 22, 13 and 31 examples/s on CoLA, MRPC, RTE and
+STS-B, which is 1.5, 1.3, 1.3 and 2.1 times Trainer's. Scores are yet to be measured.
+
 Everything else is a key of the config: --config.finetune.schedule.peak=1e-4 --config.finetune.epochs=5
 """
 
