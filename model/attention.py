@@ -30,7 +30,8 @@ class View(NamedTuple):
     distance:       int32 [G, Q, K], the query's position less the key's
     query_ids:      uint32 [G, Q], and
     key_positions:  int32 [G, K], which dropout draws by
-    rope:           cos and sin [B, L, 1, H], or None
+    rope:           cos and sin [B, L, 1, H], or None, and
+    query_rope:     the queries'
     block:          a block's queries, None where attention is dense
     apart:          what disentangled attention reads, or None
     """
@@ -40,20 +41,34 @@ class View(NamedTuple):
     query_ids: Array
     key_positions: Array
     rope: tuple[Array, Array] | None
+    query_rope: tuple[Array, Array] | None
     block: int | None
     apart: Apart | None = None
 
 
-def view(batch: dict, ids_BL: Array, *, window: int | None, theta: float | None, H: int, dense: bool = False) -> View:
-    """What queries see: keys of their own segment, up to `reach`, at most window // 2 away where a window is given."""
+def view(
+    batch: dict,
+    ids_BL: Array,
+    *,
+    window: int | None,
+    theta: float | None,
+    H: int,
+    dense: bool = False,
+    at: Array | None = None,
+) -> View:
+    """What queries see: keys of their own segment, up to `reach`, at most window // 2 away where a window is given.
+
+    at: [B, P], the places of the queries; None for all. Where attention goes by blocks, all.
+    """
     positions, segments = batch["positions"], batch["segments"]
     side = None if window is None else window // 2
     length = segments.shape[1]
     block = side if side and not dense and length > 2 * side else None
     keys = {"segments": segments, "positions": positions}
     queries = {"reach": batch["reach"]} | keys if "reach" in batch else keys
-    ids_GQ = ids_BL
-    if block:
+    if block is None:
+        queries, ids_GQ = jax.tree.map(lambda x: ops.pick(x, at), (queries, ids_BL))
+    else:
         queries = {name: _queries(x, block) for name, x in queries.items()}
         ids_GQ, keys = _queries(ids_BL, block), {name: _keys(x, block) for name, x in keys.items()}
     sees = queries["segments"][:, :, None] == keys["segments"][:, None, :]
@@ -63,12 +78,14 @@ def view(batch: dict, ids_BL: Array, *, window: int | None, theta: float | None,
         sees &= abs(distance) <= side
     if "reach" in queries:
         sees &= keys["positions"][:, None, :] <= queries["reach"][:, :, None]
-    rope = None if theta is None else _angles(positions, theta, H)
-    return View(jnp.where(sees, 0.0, _HIDDEN)[:, None], distance, ids_GQ, keys["positions"], rope, block)
+    rope = query_rope = None if theta is None else _angles(positions, theta, H)
+    if rope is not None and block is None:
+        query_rope = ops.pick(rope[0], at), ops.pick(rope[1], at)
+    return View(jnp.where(sees, 0.0, _HIDDEN)[:, None], distance, ids_GQ, keys["positions"], rope, query_rope, block)
 
 
 def attend(
-    q_BLNH: Array,
+    q_BQNH: Array,
     k_BLNH: Array,
     v_BLNH: Array,
     view: View,
@@ -78,16 +95,16 @@ def attend(
     rate: float = 0.0,
     key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """softmax(scale (q k + more) + bias) v, dropout at `rate` on the probabilities -> [B, L, N, H] and probabilities.
+    """softmax(scale (q k + more) + bias) v, dropout at `rate` on the probabilities -> [B, Q, N, H] and probabilities.
 
     scale: None for 1 / sqrt(H)
     more:  [G, N, Q, K] or None, such as of `disentangled`
     """
-    B, L, N, H = q_BLNH.shape
+    B, Q, N, H = q_BQNH.shape
     scale = H**-0.5 if scale is None else scale
-    if view.rope is not None:
-        q_BLNH, k_BLNH = (_rotate(x, *view.rope) for x in (q_BLNH, k_BLNH))
-    q = q_BLNH * jnp.asarray(scale, q_BLNH.dtype)
+    if view.rope is not None and view.query_rope is not None:
+        q_BQNH, k_BLNH = _rotate(q_BQNH, *view.query_rope), _rotate(k_BLNH, *view.rope)
+    q = q_BQNH * jnp.asarray(scale, q_BQNH.dtype)
     if view.block:
         q, k, v = _queries(q, view.block), _keys(k_BLNH, view.block), _keys(v_BLNH, view.block)
     else:
@@ -104,16 +121,16 @@ def attend(
         kept = random.keep_pairs(key, view.query_ids, view.key_positions, N, rate)
         used = jnp.where(kept, probs * jnp.asarray(1 / (1 - rate), probs.dtype), jnp.zeros((), probs.dtype))
     out = jnp.einsum("GNQK,GKNH->GQNH", used, v)
-    return out.reshape(B, -1, N, H)[:, :L], probs
+    return out.reshape(B, -1, N, H)[:, :Q], probs
 
 
-def disentangled(q_BLNH: Array, k_BLNH: Array, q_RNH: Array, k_RNH: Array, bucket_BQK: Array) -> Array:
+def disentangled(q_BQNH: Array, k_BKNH: Array, q_RNH: Array, k_RNH: Array, bucket_BQK: Array) -> Array:
     """Scores [B, N, Q, K] of contents with distances: q to what is embedded of a distance as a key, and k as a query.
 
     The second and third term of equation 4 of https://arxiv.org/abs/2006.03654.
     """
-    by_query = jnp.einsum("BQNH,RNH->BNQR", q_BLNH, k_RNH)
-    by_key = jnp.einsum("BKNH,RNH->BNKR", k_BLNH, q_RNH)
+    by_query = jnp.einsum("BQNH,RNH->BNQR", q_BQNH, k_RNH)
+    by_key = jnp.einsum("BKNH,RNH->BNKR", k_BKNH, q_RNH)
     by_query = jnp.take_along_axis(by_query, bucket_BQK[:, None], -1)
     by_key = jnp.take_along_axis(by_key, bucket_BQK.swapaxes(1, 2)[:, None], -1)
     return by_query + by_key.swapaxes(2, 3)

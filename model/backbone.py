@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import attention, parts, random, relative
+from model import attention, ops, parts, random, relative
 from model.config import BackboneConfig
 from model.types import Array, Backbone, Batch, Encoded, Params
 
@@ -18,40 +18,49 @@ CAPTURES = ("hidden", "attention")
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused kernel for queries, keys and values."""
+    """Multi-head self-attention with one fused kernel for queries, keys and values; `at` [B, P] are the queries'
+    places, None for all.
+    """
 
     cfg: BackboneConfig
 
     @nn.compact
-    def __call__(self, x_BLD: Array, view: attention.View, key: Array | None) -> tuple[Array, Array]:
+    def __call__(self, x_BLD: Array, view: attention.View, key: Array | None, at: Array | None) -> tuple[Array, Array]:
         cfg = self.cfg
         D, N, H = cfg.D, cfg.heads, cfg.H
         qkv = parts.Linear(cfg, (D, N, 3, H), ("embed", "heads", "parts", "head"), 3, name="qkv")
-        q_BLNH, k_BLNH, v_BLNH = (x.squeeze(3) for x in jnp.split(qkv(x_BLD), 3, axis=3))
+
+        def split(x: Array) -> list[Array]:
+            return [part.squeeze(3) for part in jnp.split(x, x.shape[3], axis=3)]
+
+        if at is None:
+            q_BQNH, k_BLNH, v_BLNH = split(qkv(x_BLD))
+        else:
+            (q_BQNH,), (k_BLNH, v_BLNH) = split(qkv(ops.pick(x_BLD, at), (0, 1))), split(qkv(x_BLD, (1, 3)))
         if cfg.qk_norm:
-            q_BLNH = parts.Norm(cfg, "head", name="q_norm")(q_BLNH)
+            q_BQNH = parts.Norm(cfg, "head", name="q_norm")(q_BQNH)
             k_BLNH = parts.Norm(cfg, "head", name="k_norm")(k_BLNH)
         more = None
         if view.apart is not None:
-            q_1RNH, k_1RNH, _ = (x.squeeze(3) for x in jnp.split(qkv(view.apart.embedded[None]), 3, axis=3))
-            more = attention.disentangled(q_BLNH, k_BLNH, q_1RNH[0], k_1RNH[0], view.apart.bucket)
+            q_1RNH, k_1RNH = split(qkv(view.apart.embedded[None], (0, 2)))
+            more = attention.disentangled(q_BQNH, k_BLNH, q_1RNH[0], k_1RNH[0], view.apart.bucket)
         site = None if key is None else random.fold(key, "attention")
         out, probs = attention.attend(
-            q_BLNH, k_BLNH, v_BLNH, view, scale=cfg.scale, more=more, rate=cfg.attention_dropout, key=site
+            q_BQNH, k_BLNH, v_BLNH, view, scale=cfg.scale, more=more, rate=cfg.attention_dropout, key=site
         )
         names = ("heads", "head", "embed")
         return parts.Linear(cfg, (N, H, D), names, 1, residual=True, name="out")(out), probs
 
 
-def _pre(stream: tuple[Array, ...], branch: Callable, norm: Callable) -> tuple[Array, ...]:
+def _pre(stream: tuple[Array, ...], branch: Callable, norm: Callable, at: Array | None = None) -> tuple[Array, ...]:
     x, read = stream
-    x = x + branch(read)
+    x = ops.pick(x, at) + branch(read)
     return x, norm(x)
 
 
-def _post(stream: tuple[Array, ...], branch: Callable, norm: Callable) -> tuple[Array, ...]:
+def _post(stream: tuple[Array, ...], branch: Callable, norm: Callable, at: Array | None = None) -> tuple[Array, ...]:
     (x,) = stream
-    return (norm(x + branch(x)),)
+    return (norm(ops.pick(x, at) + branch(x)),)
 
 
 _RESIDUALS = {"pre": _pre, "post": _post}
@@ -60,14 +69,20 @@ _RESIDUALS = {"pre": _pre, "post": _post}
 class Block(nn.Module):
     """Attention and a feed-forward layer, each added to the residual stream, and a norm of each sum.
 
-    The stream is (x,), or with norm_at="pre" (x, norm(x)), of which the next branch reads the latter.
+    The stream is (x,), or with norm_at="pre" (x, norm(x)), of which the next branch reads the latter. It goes on at
+    the places `at` [B, P] alone, where they are given; `view` and `ids` are theirs.
     """
 
     cfg: BackboneConfig
 
     @nn.compact
     def __call__(
-        self, stream: tuple[Array, ...], view: attention.View, ids_BL: Array, key: Array | None
+        self,
+        stream: tuple[Array, ...],
+        view: attention.View,
+        ids_BL: Array,
+        key: Array | None,
+        at: Array | None = None,
     ) -> tuple[tuple[Array, ...], Array | None]:
         cfg = self.cfg
         residual = _RESIDUALS[cfg.norm_at]
@@ -77,10 +92,10 @@ class Block(nn.Module):
 
         def attend(x):
             nonlocal probs
-            x, probs = Attention(cfg, name="attention")(x, view, key)
+            x, probs = Attention(cfg, name="attention")(x, view, key, at)
             return _drop(cfg, x, key, "attention_out", ids_BL)
 
-        stream = residual(stream, attend, parts.Norm(cfg, name="attention_norm"))
+        stream = residual(stream, attend, parts.Norm(cfg, name="attention_norm"), at)
         stream = residual(
             stream, lambda x: _drop(cfg, feed(x), key, "mlp_out", ids_BL), parts.Norm(cfg, name="mlp_norm")
         )
@@ -100,6 +115,10 @@ def backbone(
       cfg: the architecture.
       constrain: places an activation by its logical axis names, `(x, ("batch", "length", "width")) -> x`; applied at
         block boundaries. The default leaves placement to the compiler.
+
+    `encode` of places `at` int32 [B, P] gives `hidden` [B, P, D] of these alone: the last layer then computes no more
+    than they need, all keys and values but their queries, sums and feed-forward (unless it attends by blocks, or
+    something is captured).
 
     `encode` raises ValueError for a row longer than `max_length` or an unknown capture. Captures are "hidden"
     [layers + 1, B, L, D] (the embedding's output first) and "attention" [layers, B, N, L, L] (probabilities before
@@ -144,6 +163,7 @@ def backbone(
         *,
         inputs: Array | None = None,
         capture: Iterable[str] = (),
+        at: Array | None = None,
     ) -> Encoded:
         capture = tuple(capture)
         _check(cfg, batch, capture)
@@ -152,19 +172,23 @@ def backbone(
         def through(name: str, x: Any) -> Any:
             return owned[name].apply(params[name], x) if name in owned else x
 
-        def view_of(kind: str) -> attention.View:
+        def view_of(kind: str, at: Array | None = None) -> attention.View:
             theta = None if cfg.position != "rope" else {"global": cfg.theta, "local": cfg.local_theta}[kind]
             window = cfg.window if kind == "local" else None
-            view = attention.view(
-                dict(batch), ids_BL, window=window, theta=theta, H=cfg.H, dense="attention" in capture
-            )
+            dense = "attention" in capture
+            view = attention.view(dict(batch), ids_BL, window=window, theta=theta, H=cfg.H, dense=dense, at=at)
             return through("relative", view)
 
-        views = {kind: view_of(kind) for kind in set(cfg.pattern)}
+        kinds = [cfg.pattern[i % len(cfg.pattern)] for i in range(cfg.layers)]
+        views = {kind: view_of(kind) for kind in set(kinds)}
+        if narrow := at is not None and not capture and views[kinds[-1]].block is None:
+            views["last"] = view_of(kinds[-1], at)
+            kinds[-1] = "last"
 
         def run(kind: str, stream: tuple[Array, ...], params_l: Params, index: Array):
             key_l = None if key is None else random.fold(key, index)
-            stream, probs = block.apply(params_l, stream, views[kind], ids_BL, key_l)
+            at_l = at if kind == "last" else None
+            stream, probs = block.apply(params_l, stream, views[kind], ops.pick(ids_BL, at_l), key_l, at_l)
             stream = tuple(constrain(x, ("batch", "length", "width")) for x in stream)
             return stream, {k: v for k, v in {"hidden": stream[0], "attention": probs}.items() if k in capture}
 
@@ -172,34 +196,39 @@ def backbone(
         x_BLE = _drop(cfg, constrain(x_BLE, ("batch", "length", "width")), key, "embed", ids_BL)
         x_BLD = through("widen", x_BLE)
         stream = (x_BLD,) if cfg.norm_at == "post" else (x_BLD, through("norm", x_BLD))
-        stream, captured = _stack(cfg, run, stream, params["layers"])
+        stream, captured = _stack(cfg, run, kinds, stream, params["layers"])
         if "hidden" in capture:
             captured["hidden"] = jnp.concatenate([x_BLD[None], captured["hidden"]])
-        return Encoded(stream[-1], captured)
+        return Encoded(stream[-1] if narrow else ops.pick(stream[-1], at), captured)
 
     return Backbone(init, encode, {name: p.axes for name, p in owned.items()}, cfg)
 
 
-def _stack(cfg: BackboneConfig, run: Callable, x: Any, params: Params) -> tuple[Any, dict[str, Array]]:
-    """Runs the layers one after another: whole periods of the pattern scanned or unrolled, the rest unrolled."""
+def _stack(
+    cfg: BackboneConfig, run: Callable, kinds: list[str], x: Any, params: Params
+) -> tuple[Any, dict[str, Array]]:
+    """Runs the layers, of these kinds, one after another: whole periods of the pattern scanned or unrolled, the rest
+    unrolled.
+    """
     policies = {
         "none": None,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": jax.checkpoint_policies.nothing_saveable,
     }
-    kinds: dict[str, Callable] = {k: partial(run, k) for k in cfg.pattern}
+    layer: dict[str, Callable] = {k: partial(run, k) for k in kinds}
     if cfg.remat != "none":
-        kinds = {k: jax.checkpoint(f, policy=policies[cfg.remat]) for k, f in kinds.items()}
-    kinds = {k: jax.jit(f, inline=True) for k, f in kinds.items()}  # traced once, whatever the number of layers
+        layer = {k: jax.checkpoint(f, policy=policies[cfg.remat]) for k, f in layer.items()}
+    layer = {k: jax.jit(f, inline=True) for k, f in layer.items()}  # traced once, whatever the number of layers
     period = math.lcm(len(cfg.pattern), cfg.share)
-    scanned = cfg.layers // period * period if cfg.scan else 0
+    alike = cfg.layers - (kinds[-1] == "last")
+    scanned = alike // period * period if cfg.scan else 0
     captured = []
 
-    def several(x, params, first, n):  # n layers from `first`, whose params these are
-        each = _unstack(params, n // cfg.share)
+    def several(x, params, first, kinds):  # layers from `first`, whose params these are
+        each = _unstack(params, len(kinds) // cfg.share)
         outs = []
-        for i in range(n):
-            x, out = kinds[cfg.pattern[i % len(cfg.pattern)]](x, each[i // cfg.share], first + np.uint32(i))
+        for i, kind in enumerate(kinds):
+            x, out = layer[kind](x, each[i // cfg.share], first + np.uint32(i))
             outs.append(out)
         return x, jax.tree.map(lambda *o: jnp.stack(o), *outs)
 
@@ -207,11 +236,11 @@ def _stack(cfg: BackboneConfig, run: Callable, x: Any, params: Params) -> tuple[
         sets = scanned // cfg.share
         grouped = jax.tree.map(lambda p: p[:sets].reshape(-1, period // cfg.share, *p.shape[1:]), params)
         firsts = jnp.arange(0, scanned, period, dtype=jnp.uint32)
-        x, out = jax.lax.scan(lambda x, given: several(x, *given, period), x, (grouped, firsts))
+        x, out = jax.lax.scan(lambda x, given: several(x, *given, kinds[:period]), x, (grouped, firsts))
         captured.append(jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), out))
         params = jax.tree.map(lambda p: p[sets:], params)
     if scanned < cfg.layers:
-        x, out = several(x, params, np.uint32(scanned), cfg.layers - scanned)
+        x, out = several(x, params, np.uint32(scanned), kinds[scanned:])
         captured.append(out)
     return x, jax.tree.map(lambda *o: jnp.concatenate(o), *captured)
 

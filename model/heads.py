@@ -1,5 +1,7 @@
 """Heads: what an objective grows on the hidden states. Their params live under the objective's name."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from model import ops, parts, random
 from model.config import BackboneConfig
 from model.parts import Part
-from model.types import Array, Batch
+from model.types import Array, Batch, Encoded
 
 
 class _MlmHead(nn.Module):
@@ -122,10 +124,11 @@ def pooled_head(
     norm: bool = False,
     dropout: float = 0.1,
 ) -> Part:
-    """BERT's pooler and a linear map: `apply(params, hidden [B, L, D], batch, key) -> [B, S, outputs]` in float32.
+    """BERT's pooler and a linear map: `apply(params, encode, batch, key) -> [B, S, outputs]` in float32.
 
-    With `outputs` classes it is a classifier, with one a regressor. `pooling` makes one vector of each packed
-    segment, see `pool`; the pooler's `activation` and `norm` are as the family has them.
+    With `outputs` classes it is a classifier, with one a regressor. `encode(batch, key, at=...)` holds the backbone's
+    params. `pooling` makes one vector of each packed segment, see `pool`; the pooler's `activation` and `norm` are as
+    the family has them.
     """
     if pooling not in POOLS:
         raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLS)}")
@@ -133,8 +136,12 @@ def pooled_head(
     x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
     head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "pooler"), x, ids, None)
 
-    def apply(params, hidden_BLD: Array, batch: Batch, key: Array | None = None) -> Array:
-        return head.apply(params, pool(hidden_BLD, batch, pooling), random.segments(dict(batch)), key)
+    def apply(params, encode: Callable[..., Encoded], batch: Batch, key: Array | None = None) -> Array:
+        if pooling == "first":
+            x_BSD = encode(batch, key, at=firsts(batch)).hidden
+        else:
+            x_BSD = pool(encode(batch, key).hidden, batch, pooling)
+        return head.apply(params, x_BSD, random.segments(dict(batch)), key)
 
     return head._replace(apply=apply)
 
@@ -167,15 +174,23 @@ def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
 
     how: "first" (its first token's), "mean" over its n tokens, or "root", the sum divided by sqrt(n).
     """
-    S = batch["example"].shape[1]
-    member_BSL = batch["segments"][:, None, :] == jnp.arange(1, S + 1)[None, :, None]
     if how == "first":
-        index_BS = jnp.argmax(member_BSL & (batch["positions"][:, None, :] == 0), -1)
-        return jnp.take_along_axis(hidden_BLD, index_BS[..., None], 1)
+        return ops.pick(hidden_BLD, firsts(batch))
+    member_BSL = _members(batch)
     count_BS1 = jnp.maximum(member_BSL.sum(-1, keepdims=True), 1)
     total_BSD = jnp.einsum("BSL,BLD->BSD", member_BSL.astype(hidden_BLD.dtype), hidden_BLD)
     count_BS1 = count_BS1.astype(hidden_BLD.dtype)
     return total_BSD / (count_BS1 if how == "mean" else jnp.sqrt(count_BS1))
+
+
+def firsts(batch: Batch) -> Array:
+    """int32 [B, S]: where each packed segment begins; 0 for the empty places."""
+    return jnp.argmax(_members(batch) & (batch["positions"][:, None, :] == 0), -1).astype(jnp.int32)
+
+
+def _members(batch: Batch) -> Array:
+    S = batch["example"].shape[1]
+    return batch["segments"][:, None, :] == jnp.arange(1, S + 1)[None, :, None]
 
 
 def present(batch: Batch) -> Array:

@@ -20,6 +20,11 @@ def take(x: Array, *index: Array) -> Array:
     return jnp.asarray(x).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
+def pick(x: Array, at: Array | None) -> Array:
+    """x [B, L, ...] at the places `at` int [B, P] of each row: [B, P, ...]. None picks all."""
+    return x if at is None else take(x, jnp.arange(len(x))[:, None], at)
+
+
 def gelu(x: Array) -> Array:
     """x Phi(x), Phi the normal distribution (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415), exact."""
     return x * (0.5 * (1 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype))))

@@ -79,6 +79,8 @@ class Linear(nn.Module):
 
     The product is one of two matrices, whose gradient XLA makes without transposed copies. So that merged axes can be
     split over a mesh, the axis that is split comes first among `in`, and first among `out`.
+
+    `only` are the first and the end of the parts to compute, of a kernel with an axis "parts".
     """
 
     cfg: BackboneConfig
@@ -89,17 +91,23 @@ class Linear(nn.Module):
     bias: bool | None = None  # None: as the config says
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        cfg, out = self.cfg, self.shape[-self.out :]
+    def __call__(self, x: Array, only: tuple[int, int] | None = None) -> Array:
+        cfg = self.cfg
+
+        def cut(param: Array, names: tuple[str, ...]) -> Array:
+            return param if only is None else jax.lax.slice_in_dim(param, *only, axis=names.index("parts"))
+
         factor = (2 * cfg.layers) ** -0.5 if self.residual and cfg.residual_init else 1.0
         w = self.param("kernel", kernel(cfg, *self.names, scale=factor), self.shape, cfg.param_dtype)
-        w = w.astype(cfg.dtype).reshape(-1, math.prod(out))
+        w = cut(w.astype(cfg.dtype), self.names)
+        out = w.shape[-self.out :]
+        w = w.reshape(-1, math.prod(out))
         y = jnp.dot(x.reshape(-1, w.shape[0]), w).reshape(*x.shape[:2], *out)
         if not (cfg.bias if self.bias is None else self.bias):
             return y
-        zeros = named(nn.initializers.zeros, self.names[-self.out :])
-        bias = self.param("bias", zeros, out, cfg.param_dtype)
-        return ops.add_bias(y, bias.astype(cfg.dtype))
+        names = self.names[-self.out :]
+        bias = self.param("bias", named(nn.initializers.zeros, names), self.shape[-self.out :], cfg.param_dtype)
+        return ops.add_bias(y, cut(bias.astype(cfg.dtype), names))
 
 
 class Norm(nn.Module):

@@ -36,7 +36,8 @@ class Backbone(NamedTuple):
     """A Transformer as pure functions, made by `model.backbone.backbone(config)`.
 
     init:    key -> params, a plain dict of arrays
-    encode:  (params, batch, key=None, *, inputs=None, capture=()) -> Encoded; `key=None` turns dropout off
+    encode:  (params, batch, key=None, *, inputs=None, capture=(), at=None) -> Encoded; `key=None` turns dropout off,
+             and of places `at` int32 [B, P] `hidden` is [B, P, D]
     axes:    logical axis names, the same tree as params with a tuple of names for each leaf
     config:  the frozen, validated config
     """

@@ -32,7 +32,7 @@ def classify(
     head = pooled_head(backbone.config, classes, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
 
     def logits(params: dict, encode, batch, key) -> Array:
-        return head.apply(params[name], encode(batch, key).hidden, batch, key)
+        return head.apply(params[name], encode, batch, key)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         present_BS = present(batch)

@@ -101,16 +101,17 @@ def mlm(
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
-        hidden_BLD = encode(batch, key).hidden
-        row_B1 = jnp.arange(len(hidden_BLD))[:, None]
-        hidden_BPD = ops.take(hidden_BLD, row_B1, mine["index"])
+        # all places are read where the whole segment predicts, else the chosen alone
+        hidden = encode(batch, key, at=None if bag else mine["index"]).hidden
+        hidden_BPD = ops.pick(hidden, mine["index"]) if bag else hidden
         nll_BP, hit_BP = ops.cross_entropy(logits(params, hidden_BPD), mine["target"])
         weight_BP = mine["weight"]
         count = weight_BP.sum()
         terms = {name: Term((nll_BP * weight_BP).sum(), count)}
         if bag:
-            logp_BSV = whole.apply(params[name]["bag"], hidden_BLD, batch | {"segments": mine["seen"]})
-            segment_BP = ops.take(batch["segments"], row_B1, mine["index"])
+            logp_BSV = whole.apply(params[name]["bag"], hidden, batch | {"segments": mine["seen"]})
+            segment_BP = ops.pick(batch["segments"], mine["index"])
+            row_B1 = jnp.arange(len(segment_BP))[:, None]
             logp_BP = ops.take(logp_BSV, row_B1, jnp.maximum(segment_BP - 1, 0), mine["target"])
             terms[f"{name}_bag"] = Term(-(logp_BP * weight_BP).sum(), count, bag)
         accuracy, surplus = (hit_BP * weight_BP).sum(), mine["surplus"].sum()

@@ -23,7 +23,7 @@ def regress(
     head = pooled_head(backbone.config, 1, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
 
     def outputs(params: dict, encode, batch, key) -> Array:
-        return head.apply(params[name], encode(batch, key).hidden, batch, key)[..., 0]
+        return head.apply(params[name], encode, batch, key)[..., 0]
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         present_BS = present(batch)

@@ -77,7 +77,8 @@ class Objective(NamedTuple):
 
     name:     the objective's key in the params tree and in the corrupted row
     loss:     (params, encode, batch, key, step) -> Sums, or per-example outputs [B, ...] where `join` is given.
-              `encode(batch, key=None, **kwargs) -> Encoded` already holds the backbone's params
+              `encode(batch, key=None, *, at=None, ...) -> Encoded` already holds the backbone's params; of places
+              `at` [B, P] it gives their states alone, and spares the last layer the rest
     predict:  (params, encode, batch, key=None) -> dict of arrays [B, ...], for evaluation and inference
     init:     key -> params of its own, {} if none
     axes:     logical axis names of those, same tree

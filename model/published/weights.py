@@ -273,7 +273,8 @@ def _as_it_was(params: Params, cfg: BackboneConfig, kind: str, record: Mapping) 
 def _as_a_model(params: Params, cfg: BackboneConfig, kind: str) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a model, or of a bare encoder, whose names lack the prefix."""
     family = FAMILIES[kind]
-    bare = all(family.heads[key].of == "pooler" for key in params.keys() - {"backbone"})
+    poolers = {key for key, head in family.heads.items() if head.of == "pooler"}
+    bare = params.keys() <= {"backbone"} | poolers
     for name, x in tensors(params, cfg, kind):
         yield name.removeprefix(family.prefix) if bare else name, x
 

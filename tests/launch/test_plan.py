@@ -102,14 +102,17 @@ def test_flops_are_those_of_the_formula():
     D, F, layers, C, S = 16, 24, 2, 3, 1
     tokens = B * L
     # a token and a layer: q, k, v and out, the two maps of the mlp, scores and the weighted sum; two for a multiply-add
-    encoder = tokens * layers * 2 * (4 * D * D + 2 * D * F + 2 * L * D)
+    layer = tokens * 2 * (4 * D * D + 2 * D * F + 2 * L * D)
+    # of the last layer all keys and values, and the rest for what is read
+    last = lambda read: tokens * 2 * 2 * D * D + B * read * 2 * (2 * D * D + 2 * D * F + 2 * L * D)
     chosen = int(0.25 * L) + 4  # rate * L, and room for a rounding in each of four segments
-    mlm = B * chosen * 2 * (D * D + D * V)
-    classify = B * S * 2 * (D * D + D * C)
+    encoder = (layers - 1) * layer
+    mlm = encoder + last(chosen) + B * chosen * 2 * (D * D + D * V)
+    classify = encoder + last(S) + B * S * 2 * (D * D + D * C)
     found = {name: plan(config(), name)["totals"] for name in ("pretrain", "finetune")}
-    assert found["pretrain"]["flops"] == 3 * (encoder + mlm)
-    assert found["finetune"]["flops"] == 3 * (encoder + classify)
-    assert found["pretrain"]["flops_per_token"] == round(3 * (encoder + mlm) / tokens)
+    assert found["pretrain"]["flops"] == 3 * mlm
+    assert found["finetune"]["flops"] == 3 * classify
+    assert found["pretrain"]["flops_per_token"] == round(3 * mlm / tokens)
     assert found["pretrain"]["tokens"] == tokens
 
 

@@ -30,6 +30,34 @@ def test_scanned_unrolled_and_recomputed_are_one(size, base):
         jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-4, err_msg=remat), got, want)
 
 
+@pytest.mark.parametrize(
+    "size, changes",
+    [
+        ("tiny", dict(scan=True, layers=3)),
+        ("tiny", dict(relative="bias", norm_at="pre", embed_norm=False)),
+        ("tiny", dict(relative="disentangled", buckets=8, distance=8)),
+        ("tiny", dict(share=2, layers=4, embed_width=8, qk_norm=True)),
+        ("modern-base", dict(MODERN, layers=4, scan=True, bias=True)),  # the last attends globally, by RoPE
+        ("modern-base", dict(MODERN, layers=3)),  # the last attends by blocks
+        ("modern-base", dict(MODERN, layers=3, window=64)),  # the last attends locally, in one block
+    ],
+)
+def test_at_some_places_alone(size, changes):
+    """Their states, and the gradients of a loss on them, are those that the whole has there."""
+    bb = backbone(sized(size, **TOY | changes, dropout=0.2, attention_dropout=0.2))
+    batch = pack([[0, 1], [2, 3]], 40, 2) | {"reach": np.full((2, 40), 11, np.int32)}
+    at = np.array([[3, 0, 9, 21], [17, 17, 30, 2]], np.int32)
+    weights = np.random.default_rng(0).normal(size=(2, 4, 16)).astype(np.float32)
+
+    def loss(params, narrow: bool):
+        encode = partial(bb.encode, params, batch, random.key(1))
+        return ((encode(at=at).hidden if narrow else ops.pick(encode().hidden, at)) * weights).sum()
+
+    params = params_of(bb)
+    got, want = (jax.jit(jax.value_and_grad(partial(loss, narrow=n)))(params) for n in (True, False))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-4), got, want)
+
+
 def test_captures():
     bb = backbone(sized("modern-base", **MODERN))
     params = params_of(bb)

@@ -69,7 +69,9 @@ def answers(found: weights.Published, title: str, head: str, given: dict, packed
                 name = "pair" if head == "ForPreTraining" else "logits"
                 examples = batch["example"][..., 1]
                 texts = [np.argwhere((examples == i) & present)[0] for i in range(len(weight))]
-                out[name] = made.apply(params[key], hidden, batch)[tuple(np.transpose(texts))]
+                out[name] = made.apply(params[key], partial(bb.encode, params["backbone"]), batch)[
+                    tuple(np.transpose(texts))
+                ]
             elif one.of == "token":
                 made = heads.token_head(cfg, params[key]["out"]["bias"].size, **options)
                 out["logits"] = made.apply(params[key], hidden, batch)[row, column]
