@@ -15,9 +15,10 @@ _EXAMPLES = """examples:
   python -m launch.convert export --checkpoint=runs/wiki/pretrain --out=exported
   python -m launch.convert export --checkpoint=runs/sst2/finetune --best --out=exported
 
-A source is a folder with config.json, model.safetensors (whole, or in shards with their index) and tokenizer.json or
-vocab.txt. What is imported is a workdir: the tokenizer, and the checkpoint of a stage `import`. A config takes its
-architecture by backbone=dict(checkpoint="runs/bert/import"), and its params by carry=dict(checkpoint=...).
+A source is a folder with config.json, model.safetensors (whole, or in shards with their index) and tokenizer.json,
+vocab.txt, spm.model or spiece.model. What is imported is a workdir: the tokenizer, and the checkpoint of a stage
+`import`. A config takes its architecture by backbone=dict(checkpoint="runs/bert/import"), and its params by
+carry=dict(checkpoint=...).
 
 What was imported and not trained since is exported bit for bit. Else the family is the first that can say the
 architecture, or --family, and the heads are those of the checkpoint, or --heads. Nothing is overwritten.
@@ -65,13 +66,19 @@ def _tokenizer(folder: Path) -> Any:
     from train.data import published
     from train.data import tokenizer as tokenizers
 
+    facts = folder / "tokenizer_config.json"
+    told = json.loads(facts.read_text()) if facts.is_file() else {}
     if (folder / "tokenizer.json").is_file():
         return tokenizers.load(folder / "tokenizer.json")
     if (folder / "vocab.txt").is_file():
-        facts = folder / "tokenizer_config.json"
-        lowercase = json.loads(facts.read_text()).get("do_lower_case", True) if facts.is_file() else True
-        return published.load_wordpiece(folder / "vocab.txt", lowercase)
-    raise ValueError(f"{folder} has no tokenizer.json and no vocab.txt: put the checkpoint's tokenizer there")
+        return published.load_wordpiece(folder / "vocab.txt", told.get("do_lower_case", True))
+    for name in ("spm.model", "spiece.model"):
+        if (folder / name).is_file():
+            lowercase = told.get("do_lower_case", False)
+            return published.load_sentencepiece(folder / name) if lowercase else tokenizers.load(folder / name)
+    raise ValueError(
+        f"{folder} has no tokenizer.json, vocab.txt, spm.model or spiece.model: put the checkpoint's tokenizer there"
+    )
 
 
 def _config(found: Any, out: Path) -> dict[str, Any]:
@@ -139,8 +146,31 @@ def export(
         kept = {_named(key, section.get("objective", {}), kind): x for key, x in kept.items()}
         weights.write(out, kept, cfg, kind, extra=_facts(origin, section))
     if (kept_file := tokenizers.find(folder.parent)) is not None:
-        name, content = tokenizers.load(kept_file).file
-        (out / name).write_bytes(content)
+        for name, content in tokenizer_files(tokenizers.load(kept_file), cfg.max_length, cfg.types > 1).items():
+            (out / name).write_bytes(content)
+
+
+def tokenizer_files(tokenizer: Any, max_length: int, types: bool) -> dict[str, bytes]:
+    """By name, the files by which transformers reads a tokenizer, and its own where that is another. `types`: whether
+    the model takes token types.
+
+    A SentencePiece model of kind bpe leaves by its own alone: its merges cannot be told from it.
+    """
+    from train.data import published
+
+    name, content = tokenizer.file
+    files = {name: content}
+    if name == "tokenizer.model":
+        try:
+            files["tokenizer.json"] = json.dumps(published.unigram(content), ensure_ascii=False).encode()
+        except ValueError:
+            return files
+    vocab = tokenizer.vocab
+    roles = dict(pad=vocab.pad, unk=vocab.unk, cls=vocab.cls, sep=vocab.sep, mask=vocab.mask)
+    facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
+    facts["model_input_names"] = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
+    facts |= {f"{role}_token": tokenizer.pieces([i])[0] for role, i in roles.items()}
+    return files | {"tokenizer_config.json": json.dumps(facts, indent=2, ensure_ascii=False).encode()}
 
 
 def _named(key: str, objective: Mapping[str, Any], kind: str) -> str:

@@ -11,6 +11,7 @@ from toys import WORDS, write_published
 from launch import convert, predict
 from model.published import weights
 from train import checkpoint
+from train.data import tokenizer
 from train.data.source import Record
 
 
@@ -50,6 +51,9 @@ def test_what_was_trained_here_is_read_again(toy, stage, tmp_path):
     if stage == "finetune":
         assert theirs["id2label"] == {"0": "no", "1": "yes"}
     assert (tmp_path / "out" / "tokenizer.model").is_file()
+    facts = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (facts["mask_token"], facts["tokenizer_class"]) == ("[MASK]", "PreTrainedTokenizerFast")
+    assert tokenizer.load(tmp_path / "out" / "tokenizer.json").vocab.size == origin["config"]["tokenizer"]["size"]
     with pytest.raises(ValueError, match="already; take another folder"):
         convert.export(toy.workdir / stage, tmp_path / "out")
 
@@ -100,12 +104,22 @@ def test_imports_that_cannot_be(published, tmp_path):
         convert.main(["import", f"--source={published}", f"--out={run}"])
     (published / "vocab.txt").rename(tmp_path / "vocab.txt")
     try:
-        with pytest.raises(SystemExit, match=r"has no tokenizer\.json and no vocab\.txt"):
+        with pytest.raises(SystemExit, match=r"has no tokenizer\.json, vocab\.txt, spm\.model or spiece\.model"):
             convert.main(["import", f"--source={published}", f"--out={tmp_path / 'other'}"])
+        with pytest.raises(ValueError, match=r"spm\.model is neither a SentencePiece model nor"):
+            (published / "spm.model").write_bytes(b"half of it")
+            convert.import_(published, tmp_path / "other")
+        trained = tokenizer.train_sentencepiece(
+            [Record(" ".join(WORDS), None, None, "here")] * 9, 36, byte_fallback=False
+        )
+        (published / "spm.model").write_bytes(trained.file[1])
+        convert.import_(published, tmp_path / "by spm")
+        assert tokenizer.load(tmp_path / "by spm").vocab.fingerprint == trained.vocab.fingerprint
         more = (tmp_path / "vocab.txt").read_text() + "\n".join(f"w{i}" for i in range(40))
         (published / "vocab.txt").write_text(more)
         with pytest.raises(SystemExit, match=rf"the tokenizer has {25 + 40} ids, and the model embeddings of 40"):
             convert.main(["import", f"--source={published}", f"--out={tmp_path / 'other'}"])
     finally:
         (tmp_path / "vocab.txt").replace(published / "vocab.txt")
+        (published / "spm.model").unlink()
     assert len(WORDS) == 20 and not (tmp_path / "other").exists()

@@ -1,5 +1,8 @@
-"""Tokenizers of published checkpoints, by the `tokenizers` library: a BERT's vocab.txt, or a tokenizer.json."""
+"""Tokenizers of published checkpoints, by the `tokenizers` library: a tokenizer.json, or what one is made of: a BERT's
+vocab.txt, a SentencePiece model.
+"""
 
+import base64
 import json
 import os
 from hashlib import blake2b
@@ -10,15 +13,8 @@ import numpy as np
 
 from objectives.vocab import Vocab
 from train.data.files import expand
-from train.data.tokenizer import FILES, SPACE
+from train.data.tokenizer import FILES, NAMES, SPACE, SPECIAL, special_pieces
 
-_NAMES = {  # of the special tokens, as BERT and RoBERTa have them
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
 _BYTE_SPACE = chr(256 + ord(" "))  # byte-level BPE writes a byte of 0 to 32 as the character 256 further
 _BYTE_SPACES = (_BYTE_SPACE, *(chr(256 + ord(c)) for c in "\t\n\v\f\r"))
 
@@ -46,8 +42,8 @@ class Published:
         made.encode_special_tokens = True  # as the text they are
         added = made.get_added_tokens_decoder()
         special = {token.content: i for i, token in added.items() if token.special}
-        found = {role: [special[name] for name in names if name in special] for role, names in _NAMES.items()}
-        if missing := [f"{role} ({' or '.join(_NAMES[role])})" for role, ids in found.items() if not ids]:
+        found = {role: [special[name] for name in names if name in special] for role, names in NAMES.items()}
+        if missing := [f"{role} ({' or '.join(NAMES[role])})" for role, ids in found.items() if not ids]:
             raise ValueError(
                 f"no special token for {', '.join(missing)}; its special tokens are {', '.join(special) or 'none'}: "
                 "add what is missing to its added_tokens"
@@ -92,18 +88,103 @@ def load_wordpiece(path: str | os.PathLike, lowercase: bool = True) -> Published
         vocab = {piece: i for i, piece in enumerate(path.read_text("utf-8").removesuffix("\n").split("\n"))}
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); expected a BERT's vocab.txt") from None
-    if missing := [names[0] for names in _NAMES.values() if names[0] not in vocab]:
+    if missing := [names[0] for names in NAMES.values() if names[0] not in vocab]:
         raise ValueError(f"{path} has no line {', '.join(missing)}; expected a BERT's vocab.txt, a piece a line")
     return Published(json.dumps(_wordpiece(vocab, lowercase), ensure_ascii=False).encode())
 
 
-def _wordpiece(vocab: dict[str, int], lowercase: bool) -> dict[str, Any]:
-    """The tokenizer.json of a BERT, written here and not by the library, whose next version may write it otherwise."""
-    options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    names = [names[0] for names in _NAMES.values()]
+def load_sentencepiece(path: str | os.PathLike, lowercase: bool = True) -> Published:
+    """Loads a SentencePiece model whose texts are lowercased first, as an ALBERT's spiece.model.
+
+    Others are read by `train.data.tokenizer.load`, by SentencePiece itself. `path` is read as there.
+    Raises ValueError: there is no such file, or `unigram` refuses it.
+    """
+    path = Path(expand(os.fspath(path)))
+    if not path.is_file():
+        raise ValueError(f"no model at {path}; expected one of SentencePiece")
+    try:
+        return Published(json.dumps(unigram(path.read_bytes(), lowercase), ensure_ascii=False).encode())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def unigram(model: bytes, lowercase: bool = False) -> dict[str, Any]:
+    """The tokenizer.json of a SentencePiece model, for programs that read no other.
+
+    Ids are the model's. Texts get the same ones but for ties: `tokenizers` adds scores up in float64, SentencePiece in
+    float32; and a text that spells a special token is text to SentencePiece alone.
+    Raises ValueError for what is no such model, is not of kind unigram, or lacks a special token.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    made: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    proto = made.ModelProto()
+    try:
+        proto.ParseFromString(model)
+    except DecodeError:
+        raise ValueError("it is no SentencePiece model") from None
+    normal, trained = proto.normalizer_spec, proto.trainer_spec
+    kind = trained.ModelType.Name(trained.model_type)
+    if kind != "UNIGRAM" or not proto.pieces:
+        raise ValueError(f"it is a SentencePiece model of kind {kind}, which has no tokenizer.json; expected UNIGRAM")
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    reserved = {p.piece: i for i, p in enumerate(proto.pieces) if p.type in (p.CONTROL, p.UNKNOWN)}
+    roles = special_pieces([piece for piece, _ in pieces])
+    names = {role: pieces[i][0] if i < len(pieces) else SPECIAL[-1] for role, i in roles.items()}
+    special = reserved | {names[role]: i for role, i in roles.items()}
+    normalizers: list[dict[str, Any]] = [{"type": "Lowercase"}] if lowercase else []
+    if normal.precompiled_charsmap:
+        charsmap = base64.b64encode(normal.precompiled_charsmap).decode()
+        normalizers.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if normal.remove_extra_whitespaces:
+        normalizers.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        normalizers.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    scheme = "always" if normal.add_dummy_prefix else "never"
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": True}
     return {
         "version": "1.0",
-        "added_tokens": [{"id": vocab[name], "content": name, "special": True, **options} for name in names],
+        "added_tokens": _added(special),
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": metaspace,
+        "post_processor": _surrounded(special, names["cls"], names["sep"]),
+        "decoder": metaspace,
+        "model": {
+            "type": "Unigram",
+            "unk_id": trained.unk_id,
+            "vocab": pieces,
+            "byte_fallback": trained.byte_fallback,
+        },
+    }
+
+
+def _added(special: dict[str, int]) -> list[dict[str, Any]]:
+    options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [
+        {"id": i, "content": name, "special": True, **options}
+        for name, i in sorted(special.items(), key=lambda x: x[1])
+    ]
+
+
+def _surrounded(special: dict[str, int], cls: str, sep: str) -> dict[str, Any]:
+    """`[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`, where another program asks the file for special tokens."""
+    token = lambda name, kind: {"SpecialToken": {"id": name, "type_id": kind}}
+    text = lambda name, kind: {"Sequence": {"id": name, "type_id": kind}}
+    single = [token(cls, 0), text("A", 0), token(sep, 0)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, text("B", 1), token(sep, 1)],
+        "special_tokens": {name: {"id": name, "ids": [special[name]], "tokens": [name]} for name in (cls, sep)},
+    }
+
+
+def _wordpiece(vocab: dict[str, int], lowercase: bool) -> dict[str, Any]:
+    """The tokenizer.json of a BERT, written here and not by the library, whose next version may write it otherwise."""
+    special = {name: vocab[name] for name in SPECIAL}
+    return {
+        "version": "1.0",
+        "added_tokens": _added(special),
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -112,10 +193,11 @@ def _wordpiece(vocab: dict[str, int], lowercase: bool) -> dict[str, Any]:
             "lowercase": lowercase,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": _surrounded(special, "[CLS]", "[SEP]"),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
             "type": "WordPiece",
-            "unk_token": _NAMES["unk"][0],
+            "unk_token": NAMES["unk"][0],
             "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100,
             "vocab": vocab,

@@ -16,7 +16,14 @@ from objectives.vocab import Vocab
 from train.data.files import expand
 from train.data.source import Record
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
+NAMES = {  # of the special tokens, as BERT and RoBERTa have them; what is trained here has BERT's, as ids 0 to 4
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+SPECIAL = tuple(names[0] for names in NAMES.values())
 FILES = ("tokenizer.model", "tokenizer.json")  # a workdir keeps one of them
 SPACE = "\u2581"  # SentencePiece writes a space as this and puts it at the front of a word
 
@@ -58,40 +65,58 @@ class Tokenizer(Protocol):
 
 
 class SentencePiece:
-    """A Tokenizer over the bytes of a SentencePiece model, made by `train_sentencepiece` or `load`."""
+    """A Tokenizer over the bytes of a SentencePiece model, made by `train_sentencepiece` or `load`.
+
+    A mask that the model lacks follows its last piece, as in DeBERTa-v3.
+    """
 
     prefix = SPACE
 
     def __init__(self, model: bytes):
         import sentencepiece
 
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        pieces = self.pieces(range(self._processor.get_piece_size()))
-        missing = [name for name in SPECIAL if name not in pieces]
-        if missing:
-            raise ValueError(
-                f"the model has no piece {', '.join(missing)}; expected {', '.join(SPECIAL)}: train it here, or load a "
-                "published one's tokenizer.json"
-            )
-        pad, unk, cls, sep, mask = special = tuple(pieces.index(name) for name in SPECIAL)
-        word_starts = np.array([piece.startswith(SPACE) for piece in pieces])
+        self._processor = made = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._size = made.get_piece_size()
+        self._pieces = made.id_to_piece(list(range(self._size)))
+        roles = special_pieces(self._pieces)
+        if roles["mask"] == self._size:
+            self._pieces.append(SPECIAL[-1])
+        reserved = {i for i in range(self._size) if made.is_control(i) or made.is_unknown(i)} | set(roles.values())
+        special = tuple(sorted(reserved))
+        word_starts = np.array([piece.startswith(SPACE) for piece in self._pieces])
         word_starts[list(special)] = True
         fingerprint = blake2b(model, digest_size=16).hexdigest()
-        self.vocab = Vocab(len(pieces), pad, unk, cls, sep, mask, special, word_starts, fingerprint)
+        self.vocab = Vocab(
+            len(self._pieces), **roles, special=special, word_starts=word_starts, fingerprint=fingerprint
+        )
         self.file = (FILES[0], model)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return self._processor.encode_as_numpy(texts, num_threads=os.cpu_count())
 
     def decode(self, ids: Any) -> str:
-        return self._processor.decode([int(i) for i in ids])
+        return self._processor.decode([int(i) for i in ids if i < self._size])
 
     def pieces(self, ids: Any) -> list[str]:
-        return self._processor.id_to_piece([int(i) for i in ids])
+        return [self._pieces[int(i)] for i in ids]
+
+
+def special_pieces(pieces: list[str]) -> dict[str, int]:
+    """The ids of the special tokens among the pieces of a SentencePiece model; a mask that it lacks follows the last.
+
+    Raises ValueError where it lacks another.
+    """
+    found = {role: [pieces.index(name) for name in names if name in pieces] for role, names in NAMES.items()}
+    if missing := [" or ".join(NAMES[role]) for role, ids in found.items() if not ids and role != "mask"]:
+        raise ValueError(
+            f"the model has no piece {', '.join(missing)}: train it here, or load a published one's tokenizer.json"
+        )
+    return {role: ids[0] if ids else len(pieces) for role, ids in found.items()}
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """Loads a SentencePiece model trained here, a published tokenizer.json, or whichever of them a workdir keeps.
+    """Loads a SentencePiece model, trained here or published (spm.model), a published tokenizer.json, or whichever of
+    them a workdir keeps.
 
     `path` may hold variables and `package:`, as for `train.data.files.find`.
 

@@ -61,6 +61,27 @@ def test_a_pickle_that_is_asked_for(title, tmp_path):
         weights.read(tmp_path, unpickle=True)
 
 
+def test_a_tokenizer_trained_here_is_theirs_too(tmp_path):
+    """What an export leaves of a SentencePiece model: AutoTokenizer puts the special tokens where we do."""
+    from transformers import AutoTokenizer
+
+    from launch.convert import tokenizer_files
+    from train.data.source import Record
+    from train.data.tokenizer import train_sentencepiece
+
+    left, right, _ = sts(300)
+    ours = train_sentencepiece([Record(text, None, None, "") for text in left], 500)
+    for name, content in tokenizer_files(ours, 128, types=True).items():
+        (tmp_path / name).write_bytes(content)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    vocab = ours.vocab
+    for a, b, ids_a, ids_b in zip(left, right, ours.encode(left), ours.encode(right), strict=True):
+        found = theirs(a, b)
+        assert found["input_ids"] == [vocab.cls, *ids_a, vocab.sep, *ids_b, vocab.sep]
+        assert found["token_type_ids"] == [0] * (len(ids_a) + 2) + [1] * (len(ids_b) + 1)
+    assert (theirs.mask_token_id, theirs.pad_token_id, theirs.model_max_length) == (vocab.mask, vocab.pad, 128)
+
+
 def sts(n: int | None = None) -> tuple[list[str], list[str], np.ndarray]:
     """STS-B's dev pairs and scores."""
     if not (data := os.environ.get("ROOTSTOCK_DATA")):

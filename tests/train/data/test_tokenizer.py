@@ -98,6 +98,66 @@ def test_pairs_are_trained_on_too():
     assert "z" in train_sentencepiece(records, 300, "bpe").pieces(range(300))
 
 
+def published(**options) -> bytes:
+    """A SentencePiece model with special pieces as published ones have them."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([record.text for record in CORPUS]), model_writer=model, hard_vocab_limit=False,
+        vocab_size=60, minloglevel=2, pad_id=0, bos_id=-1, eos_id=-1, **options,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+DEBERTA = dict(unk_id=3, pad_piece="[PAD]", unk_piece="[UNK]", control_symbols=["[CLS]", "[SEP]"])
+ALBERT = dict(unk_id=1, control_symbols=["[CLS]", "[SEP]", "[MASK]"])
+
+
+@pytest.mark.parametrize("options", [DEBERTA, ALBERT])
+def test_a_published_sentencepiece_model(tmp_path, options):
+    import sentencepiece
+
+    model = published(**options)
+    (tmp_path / "spm.model").write_bytes(model)
+    made, theirs = load(tmp_path / "spm.model"), sentencepiece.SentencePieceProcessor(model_proto=model)
+    texts = [record.text for record in CORPUS] + [" the   Cat \u6f22 [MASK]"]
+    for got, want in zip(made.encode(texts), theirs.encode(texts), strict=True):
+        assert got.tolist() == want
+    size = theirs.get_piece_size()
+    assert made.pieces([made.vocab.cls, made.vocab.mask, made.vocab.unk]) == [
+        "[CLS]",
+        "[MASK]",
+        theirs.id_to_piece(theirs.unk_id()),
+    ]
+    assert made.vocab.mask == (size if options is DEBERTA else 4)  # one it lacks follows the last piece
+    assert made.vocab.size == max(size, made.vocab.mask + 1)
+    assert made.decode([made.vocab.cls, *made.encode(["the cat"])[0], made.vocab.mask]) == "the cat"
+    again = load(save(made, tmp_path / "kept"))
+    assert again.vocab.fingerprint == made.vocab.fingerprint
+
+
+def test_as_a_tokenizer_json(tokenizer):
+    """What the conversion of a SentencePiece model says of a text is what the model says."""
+    import json
+
+    from train.data.published import Published, unigram
+
+    made = Published(json.dumps(unigram(tokenizer.file[1])).encode())
+    texts = [record.text for record in CORPUS] + ["", "  Two   spaces \u6f22\ufb01 \u00bd\n new line "]
+    for got, want in zip(made.encode(texts), tokenizer.encode(texts), strict=True):
+        np.testing.assert_array_equal(got, want)
+    for field in ("size", "pad", "unk", "cls", "sep", "mask", "special"):
+        assert getattr(made.vocab, field) == getattr(tokenizer.vocab, field)
+    np.testing.assert_array_equal(made.vocab.word_starts, tokenizer.vocab.word_starts)
+    with pytest.raises(ValueError, match=r"of kind BPE, which has no tokenizer\.json; expected UNIGRAM"):
+        unigram(train_sentencepiece(CORPUS, 290, "bpe").file[1])
+    with pytest.raises(ValueError, match="it is no SentencePiece model"):
+        unigram(b"garbage")
+
+
 def test_training_is_silent(capfd):
     train_sentencepiece(CORPUS, 290)
     assert capfd.readouterr() == ("", "")
@@ -150,9 +210,7 @@ def test_loading_errors(tmp_path):
         sentence_iterator=texts, model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
     )
     (tmp_path / "b.model").write_bytes(model.getvalue())
-    with pytest.raises(
-        ValueError, match=r"b.model: the model has no piece \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"
-    ):
+    with pytest.raises(ValueError, match=r"b.model: the model has no piece \[PAD\] or <pad>: train it here, or load"):
         load(tmp_path / "b.model")
 
 
