@@ -24,6 +24,28 @@ class Line(NamedTuple):
     came_as: tuple[int, ...]
 
 
+def reading(shapes: Any, fresh: Any, rules: Sequence[tuple[str, str | None]] = KEEP_BACKBONE) -> Any:
+    """How a checkpoint of these shapes is to be read for `carry`: the `place` of `train.checkpoint.read_params`.
+
+    A leaf is read in the dtype and to the places of the fresh one that takes it, and not at all where none does; one
+    whose shape differs, whole to every place.
+    """
+    takes: dict[str, Any] = {}
+    for name, leaf in tree.leaves(fresh).items():
+        if (source := _source(name, rules)) is not None:
+            takes.setdefault(source, leaf)
+
+    def read(path, x):
+        if (leaf := takes.get(tree.path_of(path))) is None:
+            return x
+        here = leaf.sharding
+        if leaf.shape != x.shape and isinstance(here, jax.NamedSharding):
+            here = here.update(spec=jax.P())
+        return jax.ShapeDtypeStruct(x.shape, leaf.dtype, sharding=here)
+
+    return jax.tree_util.tree_map_with_path(read, shapes)
+
+
 def carry(
     restored: Any,
     fresh: Any,
@@ -33,7 +55,7 @@ def carry(
     """Grafts restored leaves into a fresh tree -> (params, report). Pure: trees in, tree out.
 
     Args:
-      restored: the params of the checkpoint.
+      restored: the params of the checkpoint; of a leaf that nothing takes its shape will do.
       fresh: the new stage's initialised params; a leaf no rule speaks of stays fresh, and keeps its dtype.
       rules: pairs (pattern, source): a fresh path that matches takes the restored leaf at the path that `re.sub` makes
         of it; None keeps it fresh. The default takes the backbone and nothing else.
@@ -55,11 +77,11 @@ def carry(
         if source not in have:
             faults.append(f"{name} should come from {source}, which the checkpoint does not have")
             return leaf
-        old = have[source]
+        old = have[source].copy() if source in used else have[source]  # no two leaves are one array
         used.add(source)
         if old.shape == leaf.shape:
             report.append(Line(name, "taken" if source == name else "renamed", source, leaf.shape, old.shape))
-            return np.asarray(old, leaf.dtype)
+            return old.astype(leaf.dtype, copy=False)
         if old.ndim == leaf.ndim and any(re.fullmatch(p, name) for p in resize):
             report.append(Line(name, "resized", source, leaf.shape, old.shape))
             common = tuple(slice(0, min(a, b)) for a, b in zip(leaf.shape, old.shape, strict=True))

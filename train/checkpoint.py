@@ -1,5 +1,6 @@
 """Checkpoints through Orbax: params as an item of their own, the rest of the state beside it, provenance as JSON."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp  # else where it is used: a run's first step need not wait for the import
 
 
-def _manager(folder: Path, keep: int | None) -> "ocp.CheckpointManager":
+def _manager(folder: Path, keep: int | None, **others: Any) -> "ocp.CheckpointManager":
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
@@ -22,7 +23,7 @@ def _manager(folder: Path, keep: int | None) -> "ocp.CheckpointManager":
         "params": ocp.StandardCheckpointHandler(),
         "rest": ocp.StandardCheckpointHandler(),
         "provenance": ocp.JsonCheckpointHandler(),
-    }
+    } | others
     return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
 
@@ -73,22 +74,29 @@ def restore(folder: Path, step: int, like: TrainState) -> TrainState:
     return TrainState(got["rest"]["step"], got["params"], got["rest"]["opt_state"])
 
 
-def read_params(folder: Path, step: int | None = None) -> tuple[Any, dict, int]:
-    """(params as numpy arrays, provenance, step) of a stage's checkpoint, the newest unless a step is given.
+def read_params(
+    folder: Path, step: int | None = None, place: Callable[[Any], Any] | None = None
+) -> tuple[Any, dict, int]:
+    """(params, provenance, step) of a stage's checkpoint, the newest unless a step is given.
 
-    Raises ValueError where there is none.
+    place: of the checkpoint's jax.ShapeDtypeStruct tree makes one of how to read it: each leaf in a dtype, and straight
+      to where its sharding says. A leaf without a sharding is not read, and comes back as it is. None reads all leaves
+      as numpy arrays.
+
+    Raises ValueError where there is no such checkpoint.
     """
     import orbax.checkpoint as ocp
 
     step = _step(folder, step)
-    with _manager(folder, None) as manager:
-        shapes = manager.item_metadata(step)["params"]
-        like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=_one_device()), shapes)
-        got = manager.restore(
-            step,
-            args=ocp.args.Composite(params=ocp.args.StandardRestore(like), provenance=ocp.args.JsonRestore()),
-        )
-    return jax.tree.map(np.asarray, got["params"]), got["provenance"], step
+    with _manager(folder, None, params=ocp.PyTreeCheckpointHandler()) as manager:
+        held = manager.item_metadata(step)["params"].tree
+        shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), held)
+        like = (place or _on_one_device)(shapes)
+        item = jax.tree.map(lambda x: ocp.PLACEHOLDER if x.sharding is None else x, like)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
+        got = manager.restore(step, args=ocp.args.Composite(params=args, provenance=ocp.args.JsonRestore()))
+    params = jax.tree.map(lambda x, read: x if x.sharding is None else read, like, got["params"])
+    return params if place else jax.tree.map(np.asarray, params), got["provenance"], step
 
 
 def read_provenance(folder: Path, step: int | None = None) -> dict:
@@ -108,8 +116,9 @@ def _step(folder: Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _on_one_device(shapes: Any) -> Any:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
 def steps_in(folder: Path) -> list[int]:

@@ -160,15 +160,18 @@ def layout_of(stage: Stage, rows: Table, microbatches: int = 1) -> Layout | None
 def _carried(stage: Stage, state: TrainState, log: Log) -> TrainState:
     if stage.carry is None:
         return state
-    restored, origin, step = checkpoint.read_params(stage.carry.folder)
+    rules = stage.carry.rules
+    restored, origin, step = checkpoint.read_params(
+        stage.carry.folder, place=lambda shapes: carry.reading(shapes, state.params, rules)
+    )
     if origin["tokenizer"] != stage.vocab.fingerprint:
         raise ValueError(
             f"{stage.carry.folder} was trained with another tokenizer (fingerprint {origin['tokenizer'][:12]}) than "
             f"this stage's ({stage.vocab.fingerprint[:12]}): its embeddings mean other pieces. Use the tokenizer "
             f"of that checkpoint's workdir, or pretrain again"
         )
-    # on the host: a carry touches every leaf once, and must not compile a program for each
-    params, report = carry.carry(restored, state.params, stage.carry.rules, stage.carry.resize)
+    # what fits was read to its place in its dtype, so that nothing is computed, and no program compiled
+    params, report = carry.carry(restored, state.params, rules, stage.carry.resize)
     params = jax.device_put(params, _placed(state).params)
     log.say(f"carried from {stage.carry.folder} at step {step}:\n{carry.summary(report)}")
     return state._replace(params=params)

@@ -1,8 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.carry import KEEP_BACKBONE, carry, summary
+from train import checkpoint, sharding
+from train.carry import KEEP_BACKBONE, carry, reading, summary
+from train.state import TrainState
 
 OLD = {
     "backbone": {
@@ -43,6 +46,43 @@ def test_renamed_and_kept_fresh():
     assert ("backbone/embed/tokens", "fresh") in what
     assert ("backbone/embed/tokens", "dropped") in what
     assert (params["classify"]["out"] == 1).all()
+
+
+def test_what_is_taken_twice_is_two_arrays():
+    """A step that gives its state away could not give one array away twice."""
+    old = {"backbone": {"w": jnp.ones((2, 2))}}
+    params, _ = carry(
+        old,
+        {"backbone": {"w": jnp.zeros((2, 2))}, "teacher": {"w": jnp.zeros((2, 2))}},
+        [("(?:backbone|teacher)/w", "backbone/w")],
+    )
+    one, other = params["backbone"]["w"], params["teacher"]["w"]
+    assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_checkpoint_is_read_to_where_it_is_taken(tmp_path):
+    """Each device has its part of what fits, in the new stage's dtype; what nothing takes is not read."""
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
+    split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
+    w = np.arange(64.0, dtype=np.float32).reshape(4, 16)
+    store = checkpoint.Store(tmp_path, None)
+    saved = {"backbone": {"w": w, "positions": w}, "mlm": {"w": w}}
+    store.save(TrainState(jnp.int32(3), saved, {}), 3, {"tokenizer": "t"})
+    store.close()
+    put = lambda shape: jax.device_put(jnp.zeros(shape, jnp.bfloat16), split)
+    fresh = {"backbone": {"w": put((4, 16)), "positions": put((2, 16))}, "tag": {"w": put((4, 16))}}
+    restored, facts, step = checkpoint.read_params(tmp_path, place=lambda shapes: reading(shapes, fresh))
+    assert (facts["tokenizer"], step) == ("t", 3)
+    assert restored["backbone"]["w"].sharding == split
+    assert {part.data.shape for part in restored["backbone"]["w"].addressable_shards} == {(4, 4)}
+    assert isinstance(restored["mlm"]["w"], jax.ShapeDtypeStruct)
+    params, report = carry(restored, fresh, resize=["backbone/positions"])
+    assert params["backbone"]["w"] is restored["backbone"]["w"]
+    assert params["backbone"]["w"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(params["backbone"]["w"], np.float32), w)
+    np.testing.assert_array_equal(np.asarray(params["backbone"]["positions"], np.float32), w[:2])
+    assert [line.path for line in report if line.what == "dropped"] == ["mlm/w"]
 
 
 @pytest.mark.parametrize("rows", [2, 7])
