@@ -4,11 +4,13 @@ Both go by the tables of `model.published.families`, leaf by leaf. What a table 
 names, and writes nothing.
 """
 
+import itertools
 import json
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from model.published.tables import Line, flat, lines, to_ours, to_theirs
 from model.types import Params
 
 SHARD = 5 * 10**9  # bytes of a file of weights
+_THEIRS = {ours: theirs for theirs, ours in DTYPES.items()}
 _TOKENS = "backbone/embed/tokens"
 _RENAMED = {".gamma": ".weight", ".beta": ".bias"}  # of norms, in files of TensorFlow's days
 
@@ -242,19 +245,19 @@ def write(
         raise ValueError(f"{folder} holds {', '.join(sorted(taken))} already; take another folder")
     kind = record["config"]["model_type"] if record else kind or first_kind(cfg)
     if record:
-        config, named = record["config"], _as_it_was(params, cfg, kind, record)
+        config, named = record["config"], partial(_as_it_was, params, cfg, kind, record)
     else:
-        config, named = _config(params, cfg, kind) | dict(extra or {}), _as_a_model(params, cfg, kind)
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+        config, named = _config(params, cfg, kind) | dict(extra or {}), partial(_as_a_model, params, cfg, kind)
+    unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     try:
-        partial.mkdir(parents=True)
-        _save(partial, named, shard)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        unfinished.mkdir(parents=True)
+        _save(unfinished, named, shard)
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         folder.mkdir(exist_ok=True)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name != "config.json", reverse=True):
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name != "config.json", reverse=True):
             file.rename(folder / file.name)  # config.json last: without it the folder is nothing
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _as_it_was(params: Params, cfg: BackboneConfig, kind: str, record: Mapping) -> Iterator[tuple[str, np.ndarray]]:
@@ -263,7 +266,7 @@ def _as_it_was(params: Params, cfg: BackboneConfig, kind: str, record: Mapping) 
 
     leaves = _leaves(params)
     of_ours = {name: leaves[path] for name, path in record["repeated"].items()}
-    for ours, x in (*tensors(params, cfg, kind), *of_ours.items()):
+    for ours, x in itertools.chain(tensors(params, cfg, kind), of_ours.items()):
         name = record["names"].get(ours, ours)
         yield name, np.asarray(x).astype(DTYPES[record["dtypes"][name]])
     for name, values in record["unused"].items():
@@ -296,30 +299,36 @@ def _config(params: Params, cfg: BackboneConfig, kind: str) -> dict[str, Any]:
     return config_json(cfg, kind) | out
 
 
-def _save(folder: Path, named: Iterator[tuple[str, np.ndarray]], most: int) -> None:
-    """Writes tensors to files of at most so many bytes, each let go once it is written."""
-    from safetensors.numpy import save_file
-
-    written: list[tuple[list[str], int]] = []
-    held: dict[str, np.ndarray] = {}
-
-    def put() -> None:
-        save_file(held, folder / f"{len(written)}", metadata={"format": "pt"})
-        written.append((list(held), sum(x.nbytes for x in held.values())))
-        held.clear()
-
-    for name, x in named:
-        if held and sum(y.nbytes for y in held.values()) + x.nbytes > most:
-            put()
-        held[name] = np.ascontiguousarray(x)
-    put()
-    count = len(written)
-    names = (
-        ["model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    )
-    for i, name in enumerate(names):
-        (folder / f"{i}").rename(folder / name)
+def _save(folder: Path, named: Callable[[], Iterator[tuple[str, np.ndarray]]], most: int) -> None:
+    """Writes tensors to files of at most so many bytes, one tensor in memory at a time: the iterator is made twice, for
+    what the files say of their tensors before these, and for the tensors.
+    """
+    held: list[dict[str, Any]] = []  # of each file: name -> what the format says of a tensor
+    end = most
+    for name, x in named():
+        if not held or end + x.nbytes > most:
+            held.append({})
+            end = 0
+        held[-1][name] = dict(dtype=_THEIRS[x.dtype.name], shape=list(x.shape), data_offsets=[end, end + x.nbytes])
+        end += x.nbytes
+    count = len(held)
+    names = [
+        f"model-{i + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors" for i in range(count)
+    ]
+    rest = named()
+    for name, inside in zip(names, held, strict=True):
+        with (folder / name).open("wb") as file:
+            head = json.dumps({"__metadata__": {"format": "pt"}} | inside).encode()
+            head += b" " * (-len(head) % 8)  # what follows is aligned
+            file.write(len(head).to_bytes(8, "little") + head)
+            for tensor in inside:
+                found, x = next(rest)
+                assert found == tensor
+                file.write(np.ascontiguousarray(x).view(np.uint8).data)
     if count > 1:
-        where = {tensor: name for name, (inside, _) in zip(names, written, strict=True) for tensor in inside}
-        index = {"metadata": {"total_size": sum(size for _, size in written)}, "weight_map": where}
+        total = sum(
+            tensor["data_offsets"][1] - tensor["data_offsets"][0] for inside in held for tensor in inside.values()
+        )
+        where = {tensor: name for name, inside in zip(names, held, strict=True) for tensor in inside}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -271,6 +271,28 @@ def test_older_files(tmp_path):
         weights.write(tmp_path / "c", found.params, found.config, record=found.record)
 
 
+def test_neither_way_holds_a_second_copy(tmp_path):
+    """Peak memory is that of the model and of its largest leaf, once more for what stacks it."""
+    import tracemalloc
+
+    cfg = sized("tiny", V=3000, layers=6, D=128, heads=2, F=512)
+    params = {"backbone": params_of(backbone(cfg))}
+    sizes = [x.nbytes for x in jax.tree.leaves(params)]
+    assert max(sizes) < sum(sizes) / 4
+    tracemalloc.start()
+    try:
+        weights.write(tmp_path / "a", params, cfg)
+        wrote = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        found = weights.read(tmp_path / "a")
+        read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert wrote < 1.5 * max(sizes)
+    assert read < sum(sizes) + 2.5 * max(sizes)
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+
+
 def test_an_untied_output_is_a_leaf_of_its_own(tmp_path):
     other = lambda x: x.update({"cls.predictions.decoder.weight": x["bert.embeddings.word_embeddings.weight"] + 1})
     folder = changed(tmp_path / "a", other)
