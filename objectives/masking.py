@@ -4,12 +4,27 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import random
 from model.types import Array
+from objectives.vocab import Vocab
 
 CHOICES = ("exact", "independent")
 UNITS = ("token", "word", "span")
+
+
+def check(name: str, *, rate: float, mask: float, replace: float, choice: str, unit: str, span: float) -> None:
+    """Raises ValueError, naming the hyperparameter of the objective `name`, for what cannot be."""
+    for what, share in dict(rate=rate, mask=mask, replace=replace, mask_and_replace=mask + replace).items():
+        if not 0 <= share <= 1 or (what == "rate" and share == 0):
+            raise ValueError(f"{name} {what}={share} must be a share between 0 and 1")
+    if choice not in CHOICES:
+        raise ValueError(f'{name} choice={choice!r} must be "exact" or "independent"')
+    if unit not in UNITS:
+        raise ValueError(f'{name} unit={unit!r} must be "token", "word" or "span"')
+    if span < 1:
+        raise ValueError(f"{name} span={span} is a mean length in words and must be at least 1")
 
 
 def room(length: int, segments: int, *, rate: float, choice: str, unit: str, span: float) -> int:
@@ -36,8 +51,18 @@ def choose(
         return ordinary_L & (luck_L < rate), luck_L
     budget_S = rate * _count(segments_L, ordinary_L, row)
     budget_S = jnp.floor(budget_S + random.uniform(random.fold(key, "round"), random.segments(row)))
-    rank_L = _rank(segments_L, luck_L, ordinary_L)
+    rank_L = rank(segments_L, luck_L, ordinary_L)
     return ordinary_L & (rank_L < budget_S[jnp.maximum(segments_L - 1, 0)]), luck_L
+
+
+def replaced(key: Array, ids: Array, tokens: Array, vocab: Vocab, *, mask: float, replace: float) -> Array:
+    """What chosen tokens become, of their ids as `model.random.tokens` has them: [MASK], a random ordinary token, or
+    themselves.
+    """
+    ordinary_ids = np.setdiff1d(np.arange(vocab.size), vocab.special).astype(np.int32)  # on the host
+    how = random.uniform(random.fold(key, "how"), ids)
+    other = jnp.asarray(ordinary_ids)[random.integers(random.fold(key, "other"), ids, ordinary_ids.size)]
+    return jnp.where(how < mask, vocab.mask, jnp.where(how < mask + replace, other, tokens)).astype(tokens.dtype)
 
 
 def _unit_luck(key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, unit: str, span: float) -> Array:
@@ -55,7 +80,7 @@ def _unit_luck(key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, u
     return luck_L[first_L]
 
 
-def _rank(segments_L: Array, luck_L: Array, ordinary_L: Array) -> Array:
+def rank(segments_L: Array, luck_L: Array, ordinary_L: Array) -> Array:
     """How many ordinary tokens of its segment come before the last token of a token's unit, in order of luck.
 
     A unit is thus chosen whole or not at all. By comparing all pairs, which is one fused loop; a sort is many.

@@ -10,7 +10,7 @@ import numpy as np
 from model import ops, random
 from model.heads import bag_head, mlm_head
 from model.types import Backbone
-from objectives.masking import CHOICES, UNITS, choose, room
+from objectives.masking import check, choose, replaced, room
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -53,23 +53,13 @@ def mlm(
     the segments without the chosen tokens.
     Raises ValueError for shares outside [0, 1] or an unknown choice or unit.
     """
-    for what, share in dict(rate=rate, mask=mask, replace=replace, mask_and_replace=mask + replace).items():
-        if not 0 <= share <= 1 or (what == "rate" and share == 0):
-            raise ValueError(f"mlm {what}={share} must be a share between 0 and 1")
-    if choice not in CHOICES:
-        raise ValueError(f'mlm choice={choice!r} must be "exact" or "independent"')
-    if unit not in UNITS:
-        raise ValueError(f'mlm unit={unit!r} must be "token", "word" or "span"')
-    if span < 1:
-        raise ValueError(f"mlm span={span} is a mean length in words and must be at least 1")
+    how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span)
+    check("mlm", mask=mask, replace=replace, **how_chosen)
     if bag < 0:
         raise ValueError(f"mlm bag={bag} is the coefficient of a loss term and must not be negative")
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
     whole = bag_head(backbone.config)
-    how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span)
-    # on the host: to make one on a device is a program
-    ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)
-    ordinary_ids = np.nonzero(ordinary_V)[0].astype(np.int32)
+    ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)  # on the host: to make one on a device is a program
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         tokens_L, segments_L, ids_L = row["tokens"], row["segments"], random.tokens(row)
@@ -85,11 +75,8 @@ def mlm(
         carried = (jnp.arange(tokens_L.size, dtype=jnp.int32), chosen_L, ids_L, tokens_L)
         _, index_P, taken_P, ids_P, target_P = (x[:P] for x in jax.lax.sort((order_L, *carried), num_keys=1))
         weight_P = taken_P.astype(jnp.float32)
-        how_P = random.uniform(random.fold(key, "how"), ids_P)
-        other_P = random.integers(random.fold(key, "other"), ids_P, ordinary_ids.size)
-        other_P = jnp.asarray(ordinary_ids)[other_P]
-        new_P = jnp.where(how_P < mask, vocab.mask, jnp.where(how_P < mask + replace, other_P, target_P))
-        tokens_L = tokens_L.at[index_P].set(jnp.where(weight_P > 0, new_P, target_P).astype(tokens_L.dtype))
+        new_P = replaced(key, ids_P, target_P, vocab, mask=mask, replace=replace)
+        tokens_L = tokens_L.at[index_P].set(jnp.where(weight_P > 0, new_P, target_P))
         hidden = dict(
             index=index_P, target=target_P, weight=weight_P, surplus=chosen_L.sum() - weight_P.sum(),
             seen=jnp.where(chosen_L, 0, segments_L),

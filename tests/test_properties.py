@@ -15,7 +15,10 @@ from model import random
 from model.backbone import backbone
 from model.config import sized
 from objectives import types
+from objectives.causal import causal
 from objectives.classify import classify
+from objectives.diffusion import diffusion
+from objectives.hybrid import hybrid
 from objectives.mlm import mlm
 from objectives.regress import regress
 from train import sharding, tree
@@ -39,6 +42,10 @@ CASES = {
     "mlm": Case(mlm),
     "mlm-modern-words": Case(partial(mlm, rate=0.3, unit="word", tied=False, softcap=30.0), MODERN),
     "mlm-spans-bag": Case(partial(mlm, rate=0.3, unit="span", choice="independent", capacity=0.9, bag=0.5), BERT),
+    "causal": Case(causal),
+    "causal-prefix-modern": Case(partial(causal, prefix=True, tied=False), MODERN),
+    "diffusion": Case(partial(diffusion, least=0.1), MODERN),
+    "hybrid": Case(partial(hybrid, unit="word"), BERT),
     "classify": Case(partial(classify, classes=3), BERT | dict(scan=False)),
     "regress": Case(partial(regress, pooling="mean"), MODERN),
     "join": Case(toys.contrast),

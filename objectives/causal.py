@@ -1,0 +1,79 @@
+"""Language modelling from left to right, and after a prefix that is seen whole."""
+
+import jax.numpy as jnp
+
+from model import ops, random
+from model.heads import mlm_head
+from model.types import Backbone
+from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+
+def causal(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    prefix: bool = False,
+    tied: bool = True,
+    softcap: float | None = None,
+    activation: str = "layers",
+    name: str = "causal",
+) -> Objective:
+    """Each token from those before it in its segment: the mean of -log p(x_i | x_0 .. x_{i-1}).
+
+    The backbone is the one of every other objective; what a query sees is the row's `reach`.
+
+    Args:
+      prefix: a part of each segment, its length uniform from 1 to one less than all, is seen whole, and only what
+        follows is predicted (Raffel et al. 2019, https://arxiv.org/abs/1910.10683, section 3.2.1).
+      tied, softcap, activation: see `model.heads.mlm_head`.
+
+    A corrupted row holds `reach` int32 [L], and under `name` `target` int32 [L] and `weight` float32 [L]: what follows
+    each token, and whether it is predicted.
+    `predict` gives `log_likelihood` float32 [B, L] of each token after those before it (0 of a segment's first), and
+    `prediction` int32 [B, L], the likeliest to follow each.
+    """
+    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
+
+    def corrupt(key: Array, row: dict, step: Array) -> dict:
+        target_L, follows_L = following(row)
+        if not prefix:
+            return row | {"reach": row["positions"], name: dict(target=target_L, weight=_as_weight(follows_L))}
+        ids_S = random.segments(row)
+        n_S = (row["segments"][None] == jnp.arange(1, len(ids_S) + 1)[:, None]).sum(-1)
+        luck_S = random.uniform(random.fold(key, name), ids_S)
+        prefix_S = 1 + jnp.floor(luck_S * jnp.maximum(n_S - 1, 0)).astype(jnp.int32)
+        prefix_L = ops.take(prefix_S, jnp.maximum(row["segments"] - 1, 0))
+        predicted_L = follows_L & (row["positions"] + 1 >= prefix_L)
+        reach_L = jnp.maximum(row["positions"], prefix_L - 1)
+        return row | {"reach": reach_L, name: dict(target=target_L, weight=_as_weight(predicted_L))}
+
+    def logits(params: dict, hidden: Array) -> Array:
+        return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        target_BL, weight_BL = batch[name]["target"], batch[name]["weight"]
+        nll_BL, hit_BL = ops.cross_entropy(logits(params, encode(batch, key).hidden), target_BL)
+        count = weight_BL.sum()
+        terms = {name: Term((nll_BL * weight_BL).sum(), count)}
+        return Sums(terms, {f"{name}_accuracy": Ratio((hit_BL * weight_BL).sum(), count)})
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        target_BL, follows_BL = following(batch)
+        logits_BLV = logits(params, encode(dict(batch) | {"reach": batch["positions"]}, key).hidden)
+        nll_BL, _ = ops.cross_entropy(logits_BLV, target_BL)
+        before_BL = jnp.where(follows_BL, -nll_BL, 0.0)  # of the token that follows
+        moved_BL = jnp.pad(before_BL, ((0, 0), (1, 0)))[:, :-1]
+        return dict(log_likelihood=moved_BL, prediction=logits_BLV.argmax(-1).astype(jnp.int32))
+
+    return Objective(name, loss, predict, head.init, head.axes, corrupt)
+
+
+def following(row) -> tuple[Array, Array]:
+    """(the token after each, int32 [..., L]; whether it is of the same segment)."""
+    tokens, segments = row["tokens"], row["segments"]
+    next_segment = jnp.zeros_like(segments).at[..., :-1].set(segments[..., 1:])
+    return jnp.roll(tokens, -1, -1), (segments > 0) & (segments == next_segment)
+
+
+def _as_weight(x: Array) -> Array:
+    return x.astype(jnp.float32)

@@ -1,0 +1,92 @@
+"""Masked and causal language modelling by one head, side by side in one batch (GPT-BERT)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model import ops, random
+from model.heads import mlm_head
+from model.types import Backbone
+from objectives.causal import following
+from objectives.masking import check, choose, replaced
+from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+
+def hybrid(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    causal: float = 0.5,
+    rate: float = 0.15,
+    mask: float = 0.8,
+    replace: float = 0.1,
+    choice: str = "exact",
+    unit: str = "token",
+    span: float = 3.0,
+    tied: bool = True,
+    softcap: float | None = None,
+    activation: str = "layers",
+    name: str = "hybrid",
+) -> Objective:
+    """Every state predicts the token after it: in causal segments from what came before, in masked ones from all that
+    is not hidden (Charpentier & Samuel 2024, https://arxiv.org/abs/2410.24159, sections 2.1 and 2.2).
+
+    Masked prediction is shifted by one, so that both are one task with the same weights: a hidden token is predicted
+    where the token before it stands. A segment is causal by a draw of its own.
+
+    Args:
+      causal: share of the segments that are causal.
+      rate, mask, replace, choice, unit, span: of the masked ones, see `objectives.mlm.mlm`.
+      tied, softcap, activation: see `model.heads.mlm_head`.
+
+    A corrupted row holds `reach` int32 [L], and under `name` `target` int32 [L], `weight` float32 [L] (whether the next
+    token is predicted) and `causal` float32 [L]. Both kinds weigh by their predicted tokens.
+    `predict` gives `prediction` int32 [B, L], the likeliest token at every position seen from all others, and its
+    `probability` [B, L]; of a segment's first token they say nothing.
+    Raises ValueError for shares outside [0, 1] or an unknown choice or unit.
+    """
+    if not 0 <= causal <= 1:
+        raise ValueError(f"hybrid causal={causal} must be a share between 0 and 1")
+    how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span)
+    check("hybrid", mask=mask, replace=replace, **how_chosen)
+    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
+    ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)
+
+    def corrupt(key: Array, row: dict, step: Array) -> dict:
+        tokens_L, segments_L = row["tokens"], row["segments"]
+        key = random.fold(key, name)
+        target_L, follows_L = following(row)
+        causal_S = random.uniform(random.fold(key, "causal"), random.segments(row)) < causal
+        causal_L = ops.take(causal_S, jnp.maximum(segments_L - 1, 0)) & (segments_L > 0)
+        ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (segments_L > 0)
+        chosen_L, _ = choose(key, row, ordinary_L, jnp.asarray(vocab.word_starts), **how_chosen)
+        chosen_L &= ~causal_L & (row["positions"] > 0)  # a segment's first has no token before it
+        new_L = replaced(key, random.tokens(row), tokens_L, vocab, mask=mask, replace=replace)
+        predicted_L = follows_L & (causal_L | jnp.roll(chosen_L, -1))
+        reach_L = jnp.where(causal_L, row["positions"], segments_L.size)
+        mine = dict(target=target_L, weight=predicted_L.astype(jnp.float32), causal=causal_L.astype(jnp.float32))
+        return row | {"tokens": jnp.where(chosen_L, new_L, tokens_L), "reach": reach_L, name: mine}
+
+    def logits(params: dict, hidden: Array) -> Array:
+        return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        mine = batch[name]
+        nll_BL, hit_BL = ops.cross_entropy(logits(params, encode(batch, key).hidden), mine["target"])
+        weight_BL = mine["weight"]
+        ratio = lambda x_BL, w_BL: Ratio((x_BL * w_BL).sum(), w_BL.sum())
+        ahead_BL, masked_BL = weight_BL * mine["causal"], weight_BL * (1 - mine["causal"])
+        metrics = {
+            f"{name}_causal": ratio(nll_BL, ahead_BL), f"{name}_causal_accuracy": ratio(hit_BL, ahead_BL),
+            f"{name}_masked": ratio(nll_BL, masked_BL), f"{name}_masked_accuracy": ratio(hit_BL, masked_BL),
+        }  # fmt: skip
+        return Sums({name: Term((nll_BL * weight_BL).sum(), weight_BL.sum())}, metrics)
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        p_BLV = jax.nn.softmax(ops.wide(logits(params, encode(batch, key).hidden)))
+        before = lambda x_BL: jnp.roll(x_BL, 1, -1)
+        return dict(prediction=before(p_BLV.argmax(-1).astype(jnp.int32)), probability=before(p_BLV.max(-1)))
+
+    return Objective(name, loss, predict, head.init, head.axes, corrupt)
