@@ -79,6 +79,14 @@ def integers(key: Array, ids: Array, bound: int) -> Array:
     return (_draw(key, ids) % np.uint32(bound)).astype(jnp.int32)
 
 
+def gumbel(key: Array, ids: Array, n: int) -> Array:
+    """float32 [*ids, n]: draws g such that argmax(logits + g) is a sample of softmax(logits) (Gumbel's maximum)."""
+    channel = jax.lax.broadcasted_iota(jnp.uint32, (1,) * ids.ndim + (n,), ids.ndim) * _GOLDEN
+    draw = _draw(_draw(key, ids)[..., None], channel)
+    inside = ((draw >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2**-23)  # neither 0 nor 1
+    return -jnp.log(-jnp.log(inside))
+
+
 def keep(key: Array, ids: Array, n: int, rate: float) -> Array:
     """bool [*ids, n]: which of a token's n channels dropout at `rate` keeps."""
     channel = jax.lax.broadcasted_iota(jnp.uint32, (1,) * ids.ndim + (n,), ids.ndim) * _GOLDEN

@@ -83,8 +83,7 @@ def diffusion(
                 order_BL = -jax.nn.log_softmax(said_BLV).max(-1)
             else:
                 site = random.fold(key, name, i)
-                u_BLV = random.uniform(site, random.fold(ids_BL[..., None], jnp.arange(said_BLV.shape[-1])[None, None]))
-                new_BL = (said_BLV - jnp.log(-jnp.log(u_BLV + 2.0**-25))).argmax(-1)  # Gumbel's maximum is a sample
+                new_BL = (said_BLV + random.gumbel(site, ids_BL, said_BLV.shape[-1])).argmax(-1)
                 order_BL = random.uniform(random.fold(key, "order"), ids_BL)
             rank_BL = jax.vmap(rank)(batch["segments"], order_BL, hidden_BL)
             left_BL = jax.vmap(lambda s_L, h_L: ((s_L[:, None] == s_L[None]) & h_L[None]).sum(-1))(

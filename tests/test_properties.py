@@ -21,6 +21,7 @@ from objectives.diffusion import diffusion
 from objectives.hybrid import hybrid
 from objectives.mlm import mlm
 from objectives.regress import regress
+from objectives.rtd import rtd
 from train import sharding, tree
 from train import step as training
 
@@ -45,6 +46,8 @@ CASES = {
     "causal": Case(causal),
     "causal-prefix-modern": Case(partial(causal, prefix=True, tied=False), MODERN),
     "diffusion": Case(partial(diffusion, least=0.1), MODERN),
+    "rtd": Case(partial(rtd, coefficient=2.0), BERT),
+    "rtd-apart": Case(partial(rtd, tied=False, generator=dict(layers=1, D=8, heads=2), unit="span"), MODERN),
     "hybrid": Case(partial(hybrid, unit="word"), BERT),
     "classify": Case(partial(classify, classes=3), BERT | dict(scan=False)),
     "regress": Case(partial(regress, pooling="mean"), MODERN),

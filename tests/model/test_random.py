@@ -59,3 +59,12 @@ def test_generator(draw, to):
     assert stats.kstest(x, to).pvalue > 1e-3
     a, b = jax.random.split(random.generator(3))
     assert abs(np.corrcoef(draw(a, (10_000,)), draw(b, (10_000,)))[0, 1]) < 0.04
+
+
+def test_gumbels_maximum_is_a_sample():
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    n = 40_000
+    draws = random.gumbel(random.key(4), jnp.arange(n, dtype=jnp.uint32), 4)
+    assert np.isfinite(draws).all()
+    counts = np.bincount(np.argmax(np.log(p) + np.asarray(draws), -1), minlength=4)
+    assert (abs(counts - n * p) < 4.5 * np.sqrt(n * p * (1 - p))).all()

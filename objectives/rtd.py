@@ -1,0 +1,131 @@
+"""Replaced-token detection: a small generator fills in masked tokens, the backbone tells which are not the text's."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from model import ops, random
+from model.backbone import backbone as transformer
+from model.heads import mlm_head, token_head
+from model.types import Backbone
+from objectives.mlm import mlm
+from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+
+def rtd(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    generator: dict[str, Any] | None = None,
+    coefficient: float = 50.0,
+    rate: float = 0.15,
+    choice: str = "exact",
+    unit: str = "token",
+    span: float = 3.0,
+    capacity: float | None = None,
+    tied: bool = True,
+    name: str = "rtd",
+) -> Objective:
+    """ELECTRA's objective (Clark et al. 2020, https://arxiv.org/abs/2003.10555, section 2): the loss of a masked
+    language model on the chosen tokens, plus `coefficient` times that of telling at every position whether the token
+    is the text's or the generator's sample. No gradient flows through the samples.
+
+    A finetuned model keeps the backbone, the discriminator, and drops the rest.
+
+    Args:
+      generator: changes to the backbone's config that make the generator's. None divides width, heads and feed-forward
+        by four, or as far as they go.
+      rate, choice, unit, span, capacity: of the generator's task, see `objectives.mlm.mlm`; chosen tokens all become
+        [MASK].
+      tied: the generator reads and predicts by the backbone's token embeddings, and trains them too (section 3.2).
+
+    A corrupted row holds the masked `tokens`, and what `objectives.mlm.mlm` says under `name`.
+    `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.
+    Raises ValueError for what mlm refuses, and for a generator larger than the backbone.
+    """
+    cfg = backbone.config
+    small = _smaller(cfg) if generator is None else dict(generator)
+    if tied:
+        small["embed_width"] = cfg.E if small.get("D", cfg.D) != cfg.E else None
+    try:
+        made = dataclasses.replace(cfg, **small)
+    except TypeError as error:
+        raise ValueError(f"rtd generator: {error}; its keys are fields of the backbone's config") from None
+    larger = [f"{k}={getattr(made, k)}" for k in ("layers", "D", "F") if getattr(made, k) > getattr(cfg, k)]
+    if larger:
+        raise ValueError(f"rtd's generator is larger than its backbone: {', '.join(larger)}; make it smaller")
+    if coefficient < 0:
+        raise ValueError(f"rtd coefficient={coefficient} is that of a loss term and must not be negative")
+    author = transformer(made)
+    task = mlm(author, vocab, rate=rate, mask=1.0, replace=0.0, choice=choice, unit=unit, span=span, capacity=capacity,
+               name=name)  # fmt: skip
+    words, judge = mlm_head(made), token_head(cfg, 1, activation="layers", dropout=0.0)
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        own, mine = params[name], batch[name]
+        theirs = _with(own["generator"], params["backbone"]["embed"]["tokens"]) if tied else own["generator"]
+        site = None if key is None else random.fold(key, name, "generator")
+        hidden_BPD = author.encode(theirs, batch, site, at=mine["index"]).hidden
+        logits_BPV = words.apply(own["words"], hidden_BPD, theirs["embed"]["tokens"])
+        nll_BP, _ = ops.cross_entropy(logits_BPV, mine["target"])
+        chance = random.fold(random.key(0) if key is None else key, name, "sample")
+        ids_BP = ops.pick(random.tokens(dict(batch)), mine["index"])
+        luck_BPV = random.gumbel(chance, ids_BP, logits_BPV.shape[-1])
+        sample_BP = (jax.lax.stop_gradient(ops.wide(logits_BPV)) + luck_BPV).argmax(-1)
+        target_BP, weight_BP = mine["target"], mine["weight"]
+        new_BP = jnp.where(weight_BP > 0, sample_BP, target_BP)
+        rows_B1 = jnp.arange(len(new_BP))[:, None]
+        tokens_BL = jnp.asarray(batch["tokens"]).at[rows_B1, mine["index"]].set(new_BP.astype(batch["tokens"].dtype))
+        wrong_BP = (new_BP != target_BP).astype(jnp.float32)
+        wrong_BL = jnp.zeros(tokens_BL.shape, jnp.float32).at[rows_B1, mine["index"]].set(wrong_BP)
+        seen = dict(batch) | {"tokens": tokens_BL}
+        score_BL = judge.apply(own["judge"], encode(seen, key).hidden, seen, key)[..., 0]
+        real_BL = (batch["segments"] > 0).astype(score_BL.dtype)
+        bce_BL = jax.nn.softplus(score_BL) - score_BL * wrong_BL
+        hit_BL = ((score_BL > 0) == (wrong_BL > 0)).astype(score_BL.dtype)
+        count, real = weight_BP.sum(), real_BL.sum()
+        terms = {
+            f"{name}_mlm": Term((nll_BP * weight_BP).sum(), count),
+            name: Term((bce_BL * real_BL).sum(), real, coefficient),
+        }
+        found = ((score_BL > 0) * wrong_BL).sum()
+        metrics = {
+            f"{name}_accuracy": Ratio((hit_BL * real_BL).sum(), real),
+            f"{name}_recall": Ratio(found, wrong_BL.sum()),  # of the replaced
+            f"{name}_replaced": Ratio(wrong_BL.sum(), real),
+            f"{name}_surplus": Ratio(mine["surplus"].sum(), count),
+        }
+        return Sums(terms, metrics)
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        return dict(
+            prediction=jax.nn.sigmoid(judge.apply(params[name]["judge"], encode(batch, key).hidden, batch)[..., 0])
+        )
+
+    def init(key: Array) -> dict:
+        a, b, c = jax.random.split(key, 3)
+        theirs = author.init(a)
+        return {
+            "generator": _without(theirs) if tied else theirs, "words": words.init(b), "judge": judge.init(c),
+        }  # fmt: skip
+
+    axes = {
+        "generator": _without(author.axes) if tied else author.axes, "words": words.axes, "judge": judge.axes,
+    }  # fmt: skip
+    return Objective(name, loss, predict, init, axes, task.corrupt)
+
+
+def _smaller(cfg) -> dict[str, Any]:
+    """A quarter of the width at as many channels a head, where that divides."""
+    parts = next(n for n in (4, 3, 2, 1) if cfg.D % n == 0 and cfg.heads % n == 0)
+    return dict(D=cfg.D // parts, heads=cfg.heads // parts, F=max(1, cfg.F // parts))
+
+
+def _with(params: dict, tokens: Array) -> dict:
+    return params | {"embed": params["embed"] | {"tokens": tokens}}
+
+
+def _without(params: dict) -> dict:
+    return params | {"embed": {k: v for k, v in params["embed"].items() if k != "tokens"}}

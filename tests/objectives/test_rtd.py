@@ -1,0 +1,122 @@
+"""Replaced-token detection against its parts: samples by their frequencies, the loss by numpy, gradients by path."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import V, pack, params_of
+
+from model import random
+from model.backbone import backbone
+from model.config import sized
+from objectives import types
+from objectives.rtd import rtd
+from train import step as training
+from train import tree
+
+
+@pytest.fixture(scope="module")
+def bb():
+    return backbone(sized("tiny", V=V, D=16, heads=4, F=32, max_length=64, dropout=0.0, attention_dropout=0.0))
+
+
+def run(objective, bb, params, batch, key=None):
+    """(report, gradient by path, the tokens that the discriminator reads)."""
+    read = []
+
+    def loss(params):
+        def encode(batch, key=None, **how):
+            jax.debug.callback(lambda x: read.append(np.asarray(x)), batch["tokens"])
+            return bb.encode(params["backbone"], batch, key, **how)
+
+        sums = objective.loss(params, encode, batch, key, jnp.int32(0))
+        return types.loss(sums), types.report(sums)
+
+    (_, report), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    jax.effects_barrier()
+    return jax.device_get(report), tree.leaves(jax.device_get(grads)), read[-1]
+
+
+def test_the_loss_and_who_learns_from_it(bb, vocab):
+    objective = rtd(bb, vocab, rate=0.3, coefficient=7.0, tied=False)
+    params, rows = params_of(bb, objective), pack([[5, 0, 9], [1], [12, 3], [2, 15]], 48, 3)
+    batch = jax.device_get(training.corrupted(rows, random.key(9), jnp.int32(0), objective))
+    mine = batch["rtd"]
+    report, grads, seen = run(objective, bb, params, batch)
+    real = rows["segments"] > 0
+    replaced = seen != rows["tokens"]
+    chosen = np.zeros_like(real)
+    for b in range(len(chosen)):
+        chosen[b, mine["index"][b][mine["weight"][b] > 0]] = True
+    assert not (replaced & ~chosen).any() and 0 < replaced.sum() <= chosen.sum()
+    assert (batch["tokens"][chosen] == vocab.mask).all()
+    p = objective.predict(params, partial(bb.encode, params["backbone"]), rows | {"tokens": seen})["prediction"]
+    p = np.asarray(p, np.float64)
+    want = -np.where(replaced, np.log(p), np.log1p(-p))[real].mean()
+    np.testing.assert_allclose(report["rtd"], want, rtol=1e-4)
+    np.testing.assert_allclose(report["loss"], report["rtd_mlm"] + 7 * report["rtd"], rtol=1e-5)
+    np.testing.assert_allclose(report["rtd_accuracy"], ((p > 0.5) == replaced)[real].mean(), rtol=1e-6)
+    np.testing.assert_allclose(report["rtd_recall"], (p > 0.5)[replaced].mean(), rtol=1e-6)
+    np.testing.assert_allclose(report["rtd_replaced"], replaced.sum() / real.sum(), rtol=1e-6)
+    # the generator learns from its own loss alone, the backbone from the discriminator's alone
+    _, other, _ = run(rtd(bb, vocab, rate=0.3, coefficient=0.0, tied=False), bb, params, batch)
+    for path, g in grads.items():
+        if "rtd/generator" in path or "rtd/words" in path:
+            np.testing.assert_allclose(g, other[path], atol=1e-7)
+        else:
+            assert abs(other[path]).max() == 0
+    assert (
+        abs(grads["backbone/layers/mlp/wi/kernel"]).max() > 0 < abs(grads["rtd/generator/layers/mlp/wi/kernel"]).max()
+    )
+
+
+def test_a_tied_generator_trains_the_backbones_embeddings(bb, vocab):
+    objective = rtd(bb, vocab, rate=0.3, coefficient=0.0)
+    params, rows = params_of(bb, objective), pack([[5, 0, 9], [1]], 48, 3)
+    assert "tokens" not in params["rtd"]["generator"]["embed"]
+    assert params["rtd"]["generator"]["widen"]["kernel"].shape == (16, 4)  # from the embeddings' width to a quarter
+    batch = training.corrupted(rows, random.key(9), jnp.int32(0), objective)
+    _, grads, _ = run(objective, bb, params, batch)
+    assert abs(grads["backbone/embed/tokens"]).max() > 1e-3
+
+
+def test_samples_are_the_generators(bb, vocab):
+    """Of many rows alike but for who they are, the tokens sampled at a place are as often what its softmax says."""
+    objective = rtd(bb, vocab, rate=0.5)
+    params = params_of(bb, objective)
+    n = 3000
+    one = pack([[5]], 20, 1)
+    rows = {k: np.repeat(x, n, 0) for k, x in one.items()}
+    batch = jax.device_get(training.corrupted(one, random.key(2), jnp.int32(0), objective))
+    batch = jax.tree.map(lambda x: np.repeat(x, n, 0), batch)
+    batch["example"] = np.stack([np.zeros(n), np.arange(n)], -1).astype(np.uint32)[:, None]
+    _, _, seen = run(objective, bb, params, batch, random.key(1))
+    place = int(batch["rtd"]["index"][0][batch["rtd"]["weight"][0] > 0][0])
+    tokens = params["backbone"]["embed"]["tokens"]
+    from model.backbone import backbone as transformer
+    from model.heads import mlm_head
+
+    small = transformer(sized("tiny", V=V, D=4, heads=1, F=8, embed_width=16, max_length=64))
+    own = params["rtd"]
+    theirs = own["generator"] | {"embed": own["generator"]["embed"] | {"tokens": tokens}}
+    hidden = small.encode(theirs, jax.tree.map(lambda x: x[:1], batch)).hidden
+    p = np.asarray(jax.nn.softmax(mlm_head(small.config).apply(own["words"], hidden, tokens)))[0, place]
+    counts = np.bincount(seen[:, place], minlength=V)
+    common = p * n > 5
+    chi = ((counts - n * p) ** 2 / (n * p))[common].sum()
+    freedom = common.sum()
+    assert chi < freedom + 5 * np.sqrt(2 * freedom)
+    assert len(rows["tokens"]) == n
+
+
+def test_refusals(bb, vocab):
+    with pytest.raises(
+        ValueError, match=r"rtd's generator is larger than its backbone: layers=3, D=32; make it smaller"
+    ):
+        rtd(bb, vocab, generator=dict(layers=3, D=32))
+    with pytest.raises(ValueError, match=r"rtd generator: .*'depth'; its keys are fields of the backbone's config"):
+        rtd(bb, vocab, generator=dict(depth=3))
+    with pytest.raises(ValueError, match=r"rtd coefficient=-1 is that of a loss term"):
+        rtd(bb, vocab, coefficient=-1)
