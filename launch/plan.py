@@ -94,6 +94,7 @@ def _offline(config: dict, name: str, made: Any, mesh: Any) -> tuple[Any, dict]:
     vocab = build.stand_in_vocab(config)
     batch = build.example_batch(made, name, vocab)
     bb, objective = build.model(made, name, vocab, mesh)
+    build.check_needs(objective, batch, f"{name}.data")
     # where the config gives epochs: more than any warmup asks for, since only shapes come of it
     steps = made.steps if made.steps is not None else 10**9
     schedule, optimizer, learned = build.optimization(made, name, bb, objective, steps)

@@ -47,4 +47,6 @@ def classify(
         p_BSC = jax.nn.softmax(logits(params, encode, batch, key))
         return dict(prediction=p_BSC.argmax(-1).astype(jnp.int32), probabilities=p_BSC)
 
-    return Objective(name, loss, predict, head.init, head.axes, scores=("accuracy", "f1", "matthews"))
+    return Objective(
+        name, loss, predict, head.init, head.axes, scores=("accuracy", "f1", "matthews"), needs=("labels",)
+    )

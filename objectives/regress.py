@@ -33,4 +33,4 @@ def regress(
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         return dict(prediction=outputs(params, encode, batch, key))
 
-    return Objective(name, loss, predict, head.init, head.axes, scores=("pearson", "spearman"))
+    return Objective(name, loss, predict, head.init, head.axes, scores=("pearson", "spearman"), needs=("labels",))

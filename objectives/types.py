@@ -87,6 +87,7 @@ class Objective(NamedTuple):
     join:     (params, outputs, batch) -> Sums where the loss couples examples (contrastive); `outputs` is then the
               whole batch's, and the step differentiates through it exactly, microbatch by microbatch
               (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983)
+    needs:    what its rows must hold beside tokens, as "labels" or "types"; rows without are an error before training
     scores:   names of evaluation scores that are not ratios of sums, computed on the arrays of `predict`
 
     `params` is always the whole tree, `{"backbone": ..., name: ...}`.
@@ -101,3 +102,4 @@ class Objective(NamedTuple):
     after: Callable[[dict, Array], dict] = _unchanged
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()

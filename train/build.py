@@ -23,6 +23,7 @@ from objectives.types import Objective, Vocab
 from train import checkpoint, sharding, tree
 from train import step as training
 from train.data.layout import LAYOUTS
+from train.data.table import table
 from train.stage import Carry, Stage
 
 _SPECIAL = ("pad", "unk", "cls", "sep", "mask")
@@ -278,6 +279,8 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     steps = made.steps or math.ceil((made.epochs or 0) * len(data) / made.batch)
     schedule, optimizer, learned = optimization(made, name, bb, objective, steps)
     evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir) for k, v in made.evals.items()}
+    for where, held in {"data": data, **{f"evals.{k}": v for k, v in evals.items()}}.items():
+        check_needs(objective, table(held).read(np.arange(1)), f"{name}.{where}")
     source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
     identity = identity_of(made) | {"sources": source_of}
     return Stage(
@@ -288,6 +291,16 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
         save_every=made.save_every, keep=made.keep, best=made.best, patience=made.patience, identity=identity,
         provenance=origin(config, name, bb.config, tok.vocab),
     )  # fmt: skip
+
+
+def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError where rows of these arrays lack what the objective reads."""
+    if missing := [need for need in objective.needs if need not in arrays]:
+        raise ValueError(
+            f"{where}: {objective.name} reads {', '.join(missing)}, and these rows hold {', '.join(sorted(arrays))}. "
+            "`types` are of pairs: train.data.rows:pair_sentences, or a source with a pair; `labels` of a source with "
+            "a label"
+        )
 
 
 def check_offline(made: Spec, name: str, mesh_shape: dict[str, int]) -> None:

@@ -37,6 +37,13 @@ def changed(config: dict, path: str, value) -> dict:
         ("pretrain.objective", dict(rate=0.1), "needs a factory"),
         ("pretrain.objective", dict(factory="objectives.mlm:mml"), "no such factory as 'objectives.mlm:mml'"),
         ("pretrain.objective", dict(factory="objectives.classify:classify"), "lacks classes"),
+        (
+            "pretrain.objective",
+            dict(factory="objectives.classify:classify", classes=2),
+            "pretrain.data: classify reads labels, and these rows hold example, positions",
+        ),
+        ("pretrain.objective", dict(factory="objectives.pairs:sop"), "data: sop reads types, and these rows hold"),
+        ("pretrain.objective", dict(factory="objectives.rtd:rtd", generator=dict(D=32)), "larger than its backbone"),
         ("backbone.heads", 3, "D=16 must be divisible by heads=3"),
         ("pretrain.mesh", "data=3", "needs 3 devices, and there are 8"),
         ("pretrain.mesh", "model=8", "'model=8' must be one of data, fsdp, tensor"),

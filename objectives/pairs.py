@@ -1,0 +1,117 @@
+"""Objectives on two spans that follow each other: is the second the next, and are they in order."""
+
+import jax
+import jax.numpy as jnp
+
+from model import ops, random
+from model.heads import pooled_head, present
+from model.types import Backbone
+from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+
+def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float = 0.1, name: str = "nsp") -> Objective:
+    """Next-sentence prediction (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 3.1, task 2).
+
+    Rows hold pairs packed, as `train.data.rows:pair_sentences` makes them. Each is drawn with probability `rate` to
+    lose its second span; the drawn ones of a row pass theirs on, each to the next. One that is drawn alone in its row
+    keeps its own. With whom a pair changes hangs on how pairs are packed: this objective is exempt from invariance to
+    packing, and wants several pairs a row.
+
+    A corrupted row holds the new `tokens`, `segments`, `positions` and `types`, and under `name` `label` int32 [S], 0
+    where the second span follows the first and 1 where it does not.
+    `predict` gives `prediction` int32 [B, S] and `probabilities` [B, S, 2].
+    Raises ValueError unless `rate` lies between 0 and 1.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"nsp rate={rate} is the share of pairs that lose their second span, between 0 and 1")
+
+    def corrupt(key: Array, row: dict, step: Array) -> dict:
+        first_S, second_S = lengths(row)
+        lucky_S = random.uniform(random.fold(key, name), random.segments(row)) < rate
+        drawn_S = lucky_S & (first_S > 0)
+        changed_S = drawn_S & (drawn_S.sum() > 1)
+        # the next that is drawn, round the row: the least distance from each to one of them
+        S = len(first_S)
+        distance_SS = (jnp.arange(S)[None] - jnp.arange(S)[:, None] - 1) % S + 1
+        next_S = jnp.where(changed_S[None], distance_SS, S + 1).argmin(-1)
+        source_S = jnp.where(changed_S, next_S, jnp.arange(S))
+        row = _joined(row, first_S, second_S, source_S)
+        return row | {name: dict(label=changed_S.astype(jnp.int32))}
+
+    return _binary(backbone, name, corrupt, dropout)
+
+
+def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float = 0.1, name: str = "sop") -> Objective:
+    """Sentence-order prediction (Lan et al. 2019, https://arxiv.org/abs/1909.11942, section 3.1): the spans of a pair
+    change places with probability `rate`.
+
+    Rows hold pairs, as `train.data.rows:pair_sentences` makes them. A corrupted row holds the new `tokens` and `types`,
+    and under `name` `label` int32 [S], 1 where they changed. `predict` as of `nsp`.
+    Raises ValueError unless `rate` lies between 0 and 1.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"sop rate={rate} is the share of pairs that change order, between 0 and 1")
+
+    def corrupt(key: Array, row: dict, step: Array) -> dict:
+        first_S, second_S = lengths(row)
+        luck_S = random.uniform(random.fold(key, name), random.segments(row))
+        changed_S = (luck_S < rate) & (first_S > 0)
+        index_L = jnp.maximum(row["segments"] - 1, 0)
+        first_L, second_L, changed_L = (ops.take(x, index_L) for x in (first_S - 1, second_S, changed_S))
+        at_L = row["positions"] - 1  # among the two spans, each with its [SEP]; the [CLS] stays
+        from_L = (at_L + first_L) % jnp.maximum(first_L + second_L, 1)
+        moves_L = changed_L & (at_L >= 0) & (row["segments"] > 0)
+        place_L = jnp.arange(at_L.size)
+        tokens_L = ops.take(row["tokens"], jnp.where(moves_L, place_L - at_L + from_L, place_L))
+        types_L = jnp.where(moves_L, (at_L >= second_L).astype(row["types"].dtype), row["types"])
+        return row | {"tokens": tokens_L, "types": types_L, name: dict(label=changed_S.astype(jnp.int32))}
+
+    return _binary(backbone, name, corrupt, dropout)
+
+
+def lengths(row: dict) -> tuple[Array, Array]:
+    """int32 [S], twice: tokens of type 0 and of type 1 of each packed segment."""
+    S = row["example"].shape[0]
+    of_SL = row["segments"][None] == jnp.arange(1, S + 1)[:, None]
+    second_S = (of_SL & (row["types"] == 1)[None]).sum(-1)
+    return of_SL.sum(-1) - second_S, second_S
+
+
+def _joined(row: dict, first_S: Array, second_S: Array, source_S: Array) -> dict:
+    """The row with each pair's second span taken from pair `source_S`, which is a permutation; no token is lost."""
+    L, S = row["tokens"].shape[0], len(first_S)
+    start_S = jnp.argmax(row["segments"][None] == jnp.arange(1, S + 1)[:, None], -1)  # where each begins, as it is
+    taken_S = ops.take(second_S, source_S)
+    ends_S = jnp.cumsum(first_S + taken_S)
+    place_L = jnp.arange(L)
+    in_L = jnp.minimum((place_L[:, None] >= ends_S[None]).sum(-1), S - 1)  # the pair that lies there now
+    at_L = place_L - ops.take(ends_S - first_S - taken_S, in_L)
+    from_L = ops.take(source_S, in_L)
+    first_L = ops.take(first_S, in_L)
+    second_L = ops.take(start_S + first_S, from_L) + at_L - first_L
+    old_L = jnp.where(at_L < first_L, ops.take(start_S, in_L) + at_L, second_L)
+    there_L = place_L < ends_S[-1]
+    old_L = jnp.where(there_L, old_L, place_L)
+    new = dict(segments=in_L + 1, positions=at_L, types=at_L >= first_L)
+    new = {k: jnp.where(there_L, v, 0).astype(row[k].dtype) for k, v in new.items()}
+    return row | new | {"tokens": ops.take(row["tokens"], old_L)}
+
+
+def _binary(backbone: Backbone, name: str, corrupt, dropout: float) -> Objective:
+    """Two classes on the pooled segment, by BERT's pooler."""
+    head = pooled_head(backbone.config, 2, dropout=dropout)
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        present_BS = present(batch)
+        logits_BSC = head.apply(params[name], encode, batch, key)
+        nll_BS, hit_BS = ops.cross_entropy(logits_BSC, batch[name]["label"])
+        count = present_BS.sum()
+        accuracy, changed = (hit_BS * present_BS).sum(), (batch[name]["label"] * present_BS).sum()
+        metrics = {f"{name}_accuracy": Ratio(accuracy, count), f"{name}_changed": Ratio(changed, count)}
+        return Sums({name: Term((nll_BS * present_BS).sum(), count)}, metrics)
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        p_BSC = jax.nn.softmax(head.apply(params[name], encode, batch, key))
+        return dict(prediction=p_BSC.argmax(-1).astype(jnp.int32), probabilities=p_BSC)
+
+    return Objective(name, loss, predict, head.init, head.axes, corrupt, needs=("types",))

@@ -1,0 +1,87 @@
+"""Next sentence and sentence order against a loop over pairs."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import V, pack
+
+from model import random
+from model.backbone import backbone
+from model.config import sized
+from objectives.pairs import nsp, sop
+from train import step as training
+
+LAYOUT = [[5, 0, 9], [1], [12, 3], [2, 15], [4, 6, 7], [], [8, 11], [14, 10, 13]] * 12
+
+
+@pytest.fixture(scope="module")
+def bb():
+    return backbone(sized("tiny", V=V, D=16, heads=4, F=32, max_length=64))
+
+
+def pairs(rows, b):
+    """[first span with CLS and SEP, second span with SEP] of each pair of a row, checking what a row must be."""
+    out = []
+    for s in range(1, rows["segments"][b].max() + 1):
+        here = rows["segments"][b] == s
+        assert rows["positions"][b][here].tolist() == list(range(here.sum()))
+        assert (np.diff(np.flatnonzero(here)) == 1).all()
+        types = rows["types"][b][here]
+        assert (np.diff(types) >= 0).all()
+        out.append([rows["tokens"][b][here][types == kind].tolist() for kind in (0, 1)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rows = pack(LAYOUT, 48, 3)
+    rows["example"][..., 1] += 100 * np.arange(len(LAYOUT), dtype=np.uint32)[:, None]  # none twice
+    for b in range(len(LAYOUT)):  # each span ends in [SEP]
+        types = rows["types"][b]
+        rows["tokens"][b][np.flatnonzero((types == 1) & (np.roll(types, 1) == 0)) - 1] = 3
+    return rows
+
+
+def corrupt(objective, rows, step=0):
+    make = jax.jit(partial(training.corrupted, objective=objective))
+    return jax.device_get(make(rows, random.fold(random.key(9), step), jnp.int32(step)))
+
+
+def test_next_sentences(bb, vocab, rows):
+    drawn = 0
+    out = corrupt(nsp(bb, vocab, rate=0.6), rows)
+    for b in range(len(LAYOUT)):
+        before, after, labels = pairs(rows, b), pairs(out, b), out["nsp"]["label"][b][: len(LAYOUT[b])]
+        assert [pair[0] for pair in before] == [pair[0] for pair in after]
+        changed = np.flatnonzero(labels)
+        assert len(changed) != 1
+        drawn += len(changed)
+        for place, s in enumerate(changed):
+            assert after[s][1] == before[changed[(place + 1) % len(changed)]][1]
+        for s in np.flatnonzero(labels == 0):
+            assert after[s] == before[s]
+        beyond = out["segments"][b] == 0
+        assert beyond.sum() == (rows["segments"][b] == 0).sum() and (out["tokens"][b][beyond] == 0).all()
+    # of three pairs two or three are drawn with .6 ** 2 * .4 * 3 + .6 ** 3, of two both with .36
+    want = 12 * (3 * (2 * 0.432 + 3 * 0.216) + 3 * 2 * 0.36)
+    assert abs(drawn - want) < 4.5 * np.sqrt(12 * 6 * 1.3)
+
+
+def test_sentence_order(bb, vocab, rows):
+    out, kinds = corrupt(sop(bb, vocab), rows), []
+    for b in range(len(LAYOUT)):
+        labels = out["sop"]["label"][b]
+        for s, ((a, second), after) in enumerate(zip(pairs(rows, b), pairs(out, b), strict=True)):
+            kinds.append(labels[s])
+            assert after == ([[2, *second], a[1:]] if labels[s] else [a, second])
+    assert abs(np.mean(kinds) - 0.5) < 4.5 * np.sqrt(0.25 / len(kinds))
+    np.testing.assert_array_equal(out["segments"], rows["segments"])
+
+
+@pytest.mark.parametrize("objective", [nsp, sop])
+def test_refusals(bb, vocab, objective):
+    with pytest.raises(ValueError, match=rf"{objective.__name__} rate=1 is the share of pairs"):
+        objective(bb, vocab, rate=1)
