@@ -29,6 +29,8 @@ def mlm(
     softcap: float | None = None,
     activation: str = "layers",
     bag: float = 0.0,
+    final_rate: float | None = None,
+    rate_steps: int | None = None,
     name: str = "mlm",
 ) -> Objective:
     """BERT's objective (https://arxiv.org/abs/1810.04805, section 3.1), on the chosen positions alone.
@@ -48,6 +50,8 @@ def mlm(
         cross-entropy of the same targets under one distribution a segment, made from the mean state of its tokens
         that were not chosen (bag-of-words prediction; Ma et al. 2024, https://arxiv.org/abs/2401.11248, section 3.2,
         here of the hidden tokens alone). It teaches what a text is about, which the term by position learns last.
+      final_rate, rate_steps: the rate goes from `rate` to `final_rate` in a straight line over the first `rate_steps`
+        steps (Ankner et al. 2024, https://arxiv.org/abs/2305.15096, section 2); evaluation keeps `rate`.
 
     A corrupted row holds under `name`: index int32 [P], target int32 [P], weight float32 [P], and `seen` int32 [L],
     the segments without the chosen tokens.
@@ -57,6 +61,11 @@ def mlm(
     check("mlm", mask=mask, replace=replace, **how_chosen)
     if bag < 0:
         raise ValueError(f"mlm bag={bag} is the coefficient of a loss term and must not be negative")
+    if (final_rate is None) != (rate_steps is None) or (rate_steps is not None and rate_steps < 1):
+        raise ValueError(f"mlm final_rate={final_rate} and rate_steps={rate_steps} belong together, the latter above 0")
+    last_rate = rate if final_rate is None else final_rate
+    if not 0 < last_rate <= 1:
+        raise ValueError(f"mlm final_rate={final_rate} must be a share between 0 and 1")
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
     whole = bag_head(backbone.config)
     ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)  # on the host: to make one on a device is a program
@@ -65,9 +74,13 @@ def mlm(
         tokens_L, segments_L, ids_L = row["tokens"], row["segments"], random.tokens(row)
         key = random.fold(key, name)
         ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (segments_L > 0)
-        chosen_L, luck_L = choose(key, row, ordinary_L, jnp.asarray(vocab.word_starts), **how_chosen)
+        now = how_chosen
+        if rate_steps is not None:
+            now = how_chosen | dict(rate=rate + (last_rate - rate) * jnp.minimum(step / rate_steps, 1.0))
+        chosen_L, luck_L = choose(key, row, ordinary_L, jnp.asarray(vocab.word_starts), **now)
         if capacity is None:
-            P = room(tokens_L.shape[0], row["example"].shape[0], **how_chosen)
+            most = how_chosen | dict(rate=max(rate, last_rate))
+            P = room(tokens_L.shape[0], row["example"].shape[0], **most)
         else:
             P = min(tokens_L.shape[0], math.ceil(capacity * tokens_L.shape[0]))
         # the luckiest first: a surplus drops at random, not at the row's end

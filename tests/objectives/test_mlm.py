@@ -109,6 +109,19 @@ def test_every_position_has_its_share(bb, vocab, rows):
     assert abs(ordinary - 0.2).max() < 5 * np.sqrt(0.16 / (5 * B))
 
 
+def test_the_rate_goes_down_over_training(bb, vocab, rows):
+    objective = mlm(bb, vocab, rate=0.4, final_rate=0.2, rate_steps=100)
+    n = int((~np.isin(rows["tokens"], SPECIAL))[0].sum())
+    for step, rate in ((0, 0.4), (50, 0.3), (100, 0.2), (5000, 0.2)):
+        share = chosen_of(corrupt(objective, rows, step)).sum(1).mean() / n
+        assert abs(share - rate) < 4.5 * np.sqrt(0.25 / B) / n
+    for wrong in (dict(final_rate=0.2), dict(final_rate=0.2, rate_steps=0), dict(rate_steps=5)):
+        with pytest.raises(ValueError, match="belong together"):
+            mlm(bb, vocab, **wrong)
+    with pytest.raises(ValueError, match=r"mlm final_rate=2 must be a share"):
+        mlm(bb, vocab, final_rate=2, rate_steps=9)
+
+
 def test_a_surplus_is_counted_and_left_alone(bb, vocab, rows):
     out = corrupt(mlm(bb, vocab, rate=0.4, choice="independent", capacity=0.25), rows)
     assert out["mlm"]["index"].shape == (B, 16)
