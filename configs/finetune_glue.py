@@ -9,7 +9,8 @@ After the colon come key=value pairs, split by commas:
     from    the workdir of the backbone: its tokenizer, and its stage's checkpoint
     stage   that stage's name (default: pretrain)
     data    the folder of the tasks (default: $ROOTSTOCK_DATA/glue), each in a folder of its name, as GLUE has them
-    pooler  carried: the checkpoint's pooler too, which published BERTs have; fresh (the default): one of its own
+    pooler  where the checkpoint has a pooler to carry too: pooler in a bare published BERT, nsp/pooler in one with its
+            heads, classify/pooler in a classifier; fresh (the default): one of its own
     seed    (default: 0)
 
 Speed on two CPU cores, all-MiniLM-L6-v2, batches of 32, medians of two or three runs of 12 steps taken in turn with
@@ -62,8 +63,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     else:
         objective = dict(factory="objectives.classify:classify", classes=len(classes), pooling="first")
     rules = [("(backbone/.*)", r"\1")]
-    if at["pooler"] == "carried":
-        rules.append((r"(?:classify|regress)/pooler/(.*)", r"pooler/\1"))
+    if at["pooler"] != "fresh":
+        rules.append((r"(?:classify|regress)/pooler/(.*)", rf"{at['pooler']}/\1"))
     config.finetune = dict(
         objective=objective,
         data=examples("train"),

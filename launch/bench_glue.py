@@ -30,9 +30,12 @@ _FIELDS = ("task", "side", "seed", "epochs", "metric", "score", "seconds")
 def config_of(task: str, seed: int, epochs: float, out: Path) -> Any:
     """configs/finetune_glue.py for the checkpoint that `main` imports."""
     from configs.finetune_glue import get_config
+    from train import checkpoint, tree
 
-    at = f"task={task},from={out},stage=import,pooler=carried,seed={seed}"
-    config = get_config(at)
+    shapes, _, _ = checkpoint.read_params(out / "import" / "checkpoints", place=lambda shapes: shapes)
+    held = [path.removesuffix("/kernel") for path in tree.leaves(shapes) if path.endswith("pooler/kernel")]
+    pooler = held[0] if held else "fresh"
+    config = get_config(f"task={task},from={out},stage=import,pooler={pooler},seed={seed}")
     config.finetune.epochs = epochs
     return config
 
@@ -257,10 +260,14 @@ def main() -> None:
             parser.error(f"--{what}: {unknown[0]} is not one of {', '.join(there)}")
     if args.side:
         return _child(args)
-    if not (args.out / "import").exists():
+    kept = args.out / "source.txt"
+    if not kept.exists():
         from launch.convert import import_
 
         import_(args.source, args.out)
+        kept.write_text(f"{args.source.resolve()}\n")
+    if kept.read_text().strip() != str(args.source.resolve()):
+        parser.error(f"--out={args.out} is of {kept.read_text().strip()}: take another for {args.source}")
     if args.steps:
         for task in args.tasks:
             print(json.dumps(speeds(args, task)), flush=True)

@@ -42,6 +42,9 @@ def import_(
     from train.data import tokenizer as tokenizers
     from train.state import TrainState
 
+    source, out = Path(source), Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out is a folder")
     folder = out / _STAGE / "checkpoints"
     if checkpoint.steps_in(folder):
         raise ValueError(f"{folder} holds a checkpoint already; take another --out")
@@ -63,19 +66,30 @@ def import_(
 
 def _tokenizer(folder: Path) -> Any:
     """The tokenizer of a published checkpoint."""
+    from model.published.files import json_of
     from train.data import published
     from train.data import tokenizer as tokenizers
 
     facts = folder / "tokenizer_config.json"
-    told = json.loads(facts.read_text()) if facts.is_file() else {}
+    told = json_of(facts) if facts.is_file() else {}
     if (folder / "tokenizer.json").is_file():
         return tokenizers.load(folder / "tokenizer.json")
     if (folder / "vocab.txt").is_file():
-        return published.load_wordpiece(folder / "vocab.txt", told.get("do_lower_case", True))
+        kind = str(told.get("tokenizer_class") or "BertTokenizer").removesuffix("Fast")
+        if kind not in ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"):
+            raise ValueError(f"{folder} has a vocab.txt of a {kind}, which is not BERT's: put its tokenizer.json there")
+        return published.load_wordpiece(
+            folder / "vocab.txt", told.get("do_lower_case", True), told.get("strip_accents"),
+            told.get("tokenize_chinese_chars", True),
+        )  # fmt: skip
     for name in ("spm.model", "spiece.model"):
         if (folder / name).is_file():
-            lowercase = told.get("do_lower_case", False)
-            return published.load_sentencepiece(folder / name) if lowercase else tokenizers.load(folder / name)
+            albert = json_of(folder / "config.json").get("model_type") == "albert"
+            if told.get("do_lower_case", albert) or albert:
+                return published.load_sentencepiece(
+                    folder / name, told.get("do_lower_case", albert), told.get("keep_accents", not albert), albert
+                )
+            return tokenizers.load(folder / name)
     raise ValueError(
         f"{folder} has no tokenizer.json, vocab.txt, spm.model or spiece.model: put the checkpoint's tokenizer there"
     )
@@ -87,13 +101,16 @@ def _config(found: Any, out: Path) -> dict[str, Any]:
     section: dict[str, Any] = dict(
         backbone=backbone, objective={}, data={}, optimizer={}, schedule={}, batch=32, steps=0
     )
+    theirs = found.record["config"]
     for key, head in found.heads.items():
         if head.of == "mlm":
             tied = "decoder" not in found.params[key]
             section["objective"] = dict(factory="objectives.mlm:mlm", tied=tied, **head.options)
             break
-        if key == "classify":
-            theirs = found.record["config"]
+        if key == "classify" and found.params[key]["out"]["bias"].size == 1:
+            section["objective"] = dict(factory="objectives.regress:regress", name=key, **head.options)
+            break
+        if key == "classify" and theirs.get("problem_type") != "multi_label_classification":
             names = tuple(name for _, name in sorted(theirs.get("id2label", {}).items(), key=lambda x: int(x[0])))
             classes = found.params[key]["out"]["bias"].size
             section["objective"] = dict(factory="objectives.classify:classify", classes=classes, **head.options)
@@ -123,10 +140,11 @@ def export(
     """
     from model.config import BackboneConfig
     from model.published import weights
-    from model.published.architecture import first_kind
+    from model.published.architecture import family_of, first_kind
     from train import build, checkpoint
     from train.data import tokenizer as tokenizers
 
+    folder, out = Path(folder), Path(out)
     params, origin, _ = checkpoint.read_params(folder / ("best" if best else "checkpoints"), step)
     config = build.plain(origin["config"])
     cfg = BackboneConfig(**build.plain(origin["backbone"]))
@@ -135,19 +153,30 @@ def export(
         raise ValueError(f"{folder} has no head {', '.join(unknown)}; it has {', '.join(params.keys() - {'backbone'})}")
     kept = {"backbone": params["backbone"]} | {key: params[key] for key in keys}
     record = origin.get("published")
-    if record is not None and family is None and heads is None:
+    kept_file = tokenizers.find(folder.parent)
+    beside = {} if kept_file is None else tokenizer_files(tokenizers.load(kept_file), cfg.max_length, cfg.types > 1)
+    if taken := [name for name in beside if (out / name).exists()]:
+        raise ValueError(f"{out} holds {', '.join(taken)} already; take another folder")
+    if record is not None and record["exact"] and family is None and heads is None:
         weights.write(out, kept, cfg, record=record)
+        if record["left_out"]:
+            print(
+                f"left out, as on import: {len(record['left_out'])} tensors ({', '.join(record['left_out'][:3])}, ...)"
+            )
     else:
         section = config[origin["stage"]]
         if section.get("view"):
             kept = build.load(section["view"])(params) | {key: kept[key] for key in keys}
             kept = {key: kept[key] for key in ("backbone", *keys)}
         kind = family or first_kind(cfg)
-        kept = {_named(key, section.get("objective", {}), kind): x for key, x in kept.items()}
-        weights.write(out, kept, cfg, kind, extra=_facts(origin, section))
-    if (kept_file := tokenizers.find(folder.parent)) is not None:
-        for name, content in tokenizer_files(tokenizers.load(kept_file), cfg.max_length, cfg.types > 1).items():
-            (out / name).write_bytes(content)
+        family_of({"model_type": kind})  # or an error that names those there are
+        named = {key: _named(key, section.get("objective", {}), kind, cfg) for key in kept}
+        extra = _facts(origin, section)
+        for _, told in named.values():
+            extra |= told
+        weights.write(out, {named[key][0]: x for key, x in kept.items()}, cfg, kind, extra=extra)
+    for name, content in beside.items():
+        (out / name).write_bytes(content)
 
 
 def tokenizer_files(tokenizer: Any, max_length: int, types: bool) -> dict[str, bytes]:
@@ -173,31 +202,38 @@ def tokenizer_files(tokenizer: Any, max_length: int, types: bool) -> dict[str, b
     return files | {"tokenizer_config.json": json.dumps(facts, indent=2, ensure_ascii=False).encode()}
 
 
-def _named(key: str, objective: Mapping[str, Any], kind: str) -> str:
-    """The family's key for a head of ours. Raises ValueError where its options are not the family's."""
+def _named(key: str, objective: Mapping[str, Any], kind: str, cfg: Any) -> tuple[str, dict[str, Any]]:
+    """The family's key for a head of ours, and what config.json tells of its options.
+
+    Raises ValueError where its options are not the family's.
+    """
+    from model import parts
     from model.published.families import FAMILIES
     from train import build
 
+    told: dict[str, Any] = {}
     of = str(objective.get("factory", "")).rpartition(":")[2]
     if of not in ("classify", "regress", "mlm") or key != objective.get("name", of):
-        return key
+        return key, told
     named = "classify" if of == "regress" else of
     if (head := FAMILIES[kind].heads.get(named)) is not None:
         import inspect
 
         usual = {k: p.default for k, p in inspect.signature(build.load(objective["factory"])).parameters.items()}
         given = usual | dict(objective)
-        wanted = (
-            dict(head.options)
-            if of == "mlm"
-            else {"pooling": "first", "activation": "tanh", "norm": False} | dict(head.options)
-        )
-        wanted |= {"softcap": None, "bag": 0.0} if of == "mlm" else {}
+        pooled: dict[str, Any] = {"pooling": "first", "activation": "tanh", "norm": False}
+        masked: dict[str, Any] = {"activation": "layers", "softcap": None, "bag": 0.0}
+        wanted = {**(masked if of == "mlm" else pooled), **head.options}
+        for x in (given, wanted):
+            x["activation"] = parts.MLPS[cfg.mlp][1] if x["activation"] == "layers" else x["activation"]
+        for theirs, (option, values) in head.told.items():
+            if chosen := [value for value, ours in values.items() if ours == given[option]]:
+                told[theirs], wanted[option] = chosen[0], given[option]
         if differing := [f"{k}={given[k]!r}" for k, v in wanted.items() if given[k] != v]:
             raise ValueError(
                 f"{kind}'s {named} is not {key}'s, which has {', '.join(differing)}; export --heads= without it"
             )
-    return named
+    return named, told
 
 
 def _facts(origin: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:

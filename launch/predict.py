@@ -52,6 +52,10 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False) 
     params, origin, step = checkpoint.read_params(workdir / name / ("best" if best else "checkpoints"), step)
     config = build.plain(origin["config"])  # JSON made lists of the tuples
     made = build.spec(config, name)
+    if not made.objective:
+        raise ValueError(
+            f"{name} of {workdir} was imported with no head that predicts here; it holds {', '.join(params)}"
+        )
     tokenizer = build.tokenizer(config, workdir)
     if tokenizer.vocab.fingerprint != origin["tokenizer"]:
         raise ValueError(

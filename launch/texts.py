@@ -65,6 +65,7 @@ class Masking:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self.vocab, self.prefix, self.file = tokenizer.vocab, tokenizer.prefix, tokenizer.file
+        self.separators = tokenizer.separators
         self._ids = {piece: i for i, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab.size)))}
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:

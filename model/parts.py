@@ -197,5 +197,7 @@ class Embedding(nn.Module):
             x_BLE = x_BLE + ops.take(table_PE, batch["positions"] + cfg.first_position)
         if cfg.types:
             types_TE = table("types", cfg.types)
-            x_BLE = x_BLE + (ops.take(types_TE, batch["types"]) if "types" in batch else types_TE[None, :1])
+            x_BLE = x_BLE + (
+                ops.take(types_TE, batch["types"]) if "types" in batch and cfg.types > 1 else types_TE[None, :1]
+            )
         return Norm(cfg, name="norm")(x_BLE) if cfg.embed_norm else x_BLE.astype(cfg.dtype)

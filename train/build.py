@@ -387,6 +387,8 @@ def example_batch(made: Spec, name: str, vocab: Vocab) -> dict[str, jax.ShapeDty
     record = Record("a", "a" if section.get("pair") is not None else None, label, "a stand-in")
 
     class OneToken:
+        separators = 1
+
         def __init__(self):
             self.vocab = vocab
 

@@ -24,17 +24,21 @@ _IDLE: dict[str, Callable[[BackboneConfig], bool]] = {
 def family_of(theirs: Mapping[str, Any]) -> Family:
     """The family of a config.json. Raises ValueError for one that is not among them."""
     if (kind := theirs.get("model_type")) not in FAMILIES:
-        raise ValueError(f"config.json is of model_type {kind!r}; known are {', '.join(FAMILIES)}")
+        raise ValueError(f"model_type {kind!r}; known are {', '.join(FAMILIES)}")
     return FAMILIES[kind]
 
 
 def config_of(theirs: Mapping[str, Any], **changes: Any) -> BackboneConfig:
     """Our config of a config.json, with changes. Raises ValueError for what our encoder is not."""
     family = family_of(theirs)
+    theirs = {**family.defaults} | {key: value for key, value in theirs.items() if value is not None}
     for key, allowed in family.only.items():
         several = allowed if isinstance(allowed, tuple) else (allowed,)
         if theirs.get(key) is not None and theirs[key] not in several:
             raise ValueError(f"config.json has {key}={theirs[key]!r}, which is not built here; expected {several[0]!r}")
+    for key, least in family.least.items():
+        if theirs.get(key, least) < least:
+            raise ValueError(f"config.json has {key}={theirs[key]}; a {family.title} has at least {least}")
     ours = {field: theirs[key] for key, field in family.fields.items() if theirs.get(key) is not None}
     if missing := [key for key, field in family.fields.items() if field in _NEEDED and field not in ours]:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
@@ -48,7 +52,7 @@ def config_of(theirs: Mapping[str, Any], **changes: Any) -> BackboneConfig:
 
 def config_json(cfg: BackboneConfig, kind: str) -> dict[str, Any]:
     """The config.json of our config in the family `kind`. Raises ValueError where the family cannot say it."""
-    family = FAMILIES[kind]
+    family = family_of({"model_type": kind})
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     written = {"model_type": kind}
     written |= {key: value[0] if isinstance(value, tuple) else value for key, value in family.only.items()}

@@ -21,6 +21,7 @@ class Head(NamedTuple):
     table:         as a family's, of modules in this head
     options:       of `model.heads`, as the family has them
     repeated:      tensors that a file may hold a second time: their name, and the path of the leaf they repeat
+    told:          keys of config.json that choose an option: (option, {their value: ours}); the first is the default
     """
 
     of: str
@@ -28,6 +29,7 @@ class Head(NamedTuple):
     table: Table
     options: Mapping[str, Any] = {}
     repeated: Mapping[str, str] = {}
+    told: Mapping[str, tuple[str, Mapping[str, Any]]] = {}
 
 
 class Family(NamedTuple):
@@ -40,6 +42,8 @@ class Family(NamedTuple):
     only:     keys of config.json that have one value here, or are absent; another value is another architecture
     table:    of modules in the backbone
     heads:    key of the params tree -> head, those first that would be mistaken for others
+    defaults: what config.json means by a key that it lacks, where that is not our field's default
+    least:    keys of config.json that are at least so many
     derive:   (config.json's values, our fields so far) -> fields that follow from several keys
     restore:  our config -> the keys of config.json that `derive` reads
     repeated: as a head's
@@ -55,6 +59,8 @@ class Family(NamedTuple):
     heads: Mapping[str, Head]
     fixed: Mapping[str, Any] = {}
     only: Mapping[str, Any] = {}
+    defaults: Mapping[str, Any] = {}
+    least: Mapping[str, int] = {}
     derive: Callable[[dict, dict], dict] = lambda theirs, ours: {}
     restore: Callable[[Any], dict] = lambda cfg: {}
     repeated: Mapping[str, str] = {}
@@ -88,6 +94,8 @@ _FIELDS = {
     "initializer_range": "init_std",
     "hidden_act": "mlp",
 }
+_TYPES = {"type_vocab_size": 1}  # their embedding cannot do without
+_LENGTH = {"max_position_embeddings": 512}
 _ENCODER = {"is_decoder": False, "add_cross_attention": False}
 _ABSOLUTE = _ENCODER | {"position_embedding_type": "absolute"}
 
@@ -133,6 +141,7 @@ BERT = Family(
     prefix="bert.",
     fields=_FIELDS,
     only=_ABSOLUTE,
+    least=_TYPES,
     table=_BERT,
     heads={
         "mlm": _BERT_MLM,
@@ -159,6 +168,8 @@ ROBERTA = Family(
     prefix="roberta.",
     fields=_FIELDS,
     only=_ABSOLUTE | {"pad_token_id": 1},
+    defaults=_LENGTH,
+    least=_TYPES,
     table=_BERT,
     heads={
         "mlm": _LM_HEAD,
@@ -231,6 +242,8 @@ ELECTRA = Family(
     prefix="electra.",
     fields=_FIELDS | {"embedding_size": "embed_width"},
     only=_ABSOLUTE,
+    defaults={"embedding_size": 128},
+    least=_TYPES,
     table=_BERT | {"widen": "embeddings_project"},
     heads={
         "mlm": Head(
@@ -268,6 +281,14 @@ ALBERT = Family(
     prefix="albert.",
     fields=_FIELDS | {"embedding_size": "embed_width"},
     only=_ABSOLUTE | {"inner_group_num": 1},
+    defaults={
+        "hidden_act": "gelu_new",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "embedding_size": 128,
+        "num_hidden_groups": 1,
+    },
+    least=_TYPES,
     table={
         "embed/tokens": "embeddings.word_embeddings",
         "embed/positions": "embeddings.position_embeddings",
@@ -299,7 +320,7 @@ ALBERT = Family(
         "span": _SPAN,
         "pooler": Head("pooler", "Model", {"": "albert.pooler"}),
     },
-    derive=lambda theirs, ours: dict(share=ours["layers"] // theirs.get("num_hidden_groups", 1)),
+    derive=lambda theirs, ours: dict(share=ours["layers"] // theirs["num_hidden_groups"]),
     restore=lambda cfg: {"num_hidden_groups": cfg.layers // cfg.share, "embedding_size": cfg.E},
 )
 
@@ -308,21 +329,22 @@ def _modern(theirs: dict, ours: dict) -> dict:
     """Layer kinds and RoPE's bases, as transformers 5 writes them or as 4 did."""
     kinds = {"full_attention": "global", "sliding_attention": "local"}
     if "layer_types" in theirs:
+        if unknown := sorted(set(theirs["layer_types"]) - kinds.keys()):
+            raise ValueError(f"config.json has layer_types {', '.join(unknown)}; known are {', '.join(kinds)}")
         pattern = tuple(kinds[kind] for kind in theirs["layer_types"])
     else:
         every = theirs.get("global_attn_every_n_layers", 3)
         pattern = tuple("local" if i % every else "global" for i in range(ours["layers"]))
-    rope = theirs.get("rope_parameters") or {
-        "full_attention": {"rope_theta": theirs.get("global_rope_theta", 160_000.0)},
-        "sliding_attention": {"rope_theta": theirs.get("local_rope_theta") or 10_000.0},
-    }
+    told = theirs.get("rope_parameters") or {}
+    rope = {kind: told.get(kind) or {} for kind in kinds}
     if any(one.get("rope_type", "default") != "default" for one in rope.values()):
-        raise ValueError(f"rope_parameters={rope}: expected rope_type default")
-    return dict(
-        pattern=_period(pattern),
-        theta=float(rope["full_attention"]["rope_theta"]),
-        local_theta=float(rope["sliding_attention"]["rope_theta"]),
-    )
+        raise ValueError(f"rope_parameters={told}: expected rope_type default")
+    usual = {
+        "full_attention": theirs.get("global_rope_theta") or 160_000.0,
+        "sliding_attention": theirs.get("local_rope_theta") or 10_000.0,
+    }
+    theta, local_theta = (float(rope[kind].get("rope_theta", usual[kind])) for kind in kinds)
+    return dict(pattern=_period(pattern), theta=theta, local_theta=local_theta)
 
 
 def _period(pattern: tuple[str, ...]) -> tuple[str, ...]:
@@ -365,8 +387,9 @@ MODERNBERT = Family(
     fixed=dict(types=0, position="rope", norm_at="pre", mlp="geglu", bias=False),
     only={
         "hidden_activation": "gelu", "norm_bias": False, "attention_bias": False, "mlp_bias": False,
-        "decoder_bias": True, "classifier_bias": False, "classifier_activation": "gelu", "classifier_pooling": "cls",
+        "decoder_bias": True, "classifier_bias": False, "classifier_activation": "gelu",
     },
+    defaults={"norm_eps": 1e-5, "mlp_dropout": 0.0, "attention_dropout": 0.0, "max_position_embeddings": 8192},
     table={
         "embed/tokens": "embeddings.tok_embeddings",
         "embed/norm": "embeddings.norm",
@@ -389,6 +412,7 @@ MODERNBERT = Family(
             "ForSequenceClassification",
             {"pooler": "head.dense", "norm": "head.norm", "out": "classifier"},
             _MODERN_OPTIONS,
+            told={"classifier_pooling": ("pooling", {"cls": "first", "mean": "mean"})},
         ),
         "tag": Head("token", "ForTokenClassification", _MODERN_HEAD, _MODERN_OPTIONS),
         "span": Head("token", "ForQuestionAnswering", _MODERN_HEAD, _MODERN_OPTIONS),
@@ -421,8 +445,12 @@ DEBERTA = Family(
         "norm_rel_ebd": "layer_norm",
         "legacy": True,
         "conv_kernel_size": 0,
+        "pooler_hidden_act": "gelu",
         "pos_att_type": (["p2c", "c2p"], ["c2p", "p2c"], "p2c|c2p", "c2p|p2c"),
     },
+    defaults=_LENGTH
+    | {"layer_norm_eps": 1e-7, "type_vocab_size": 0, "relative_attention": False, "pos_att_type": [],
+       "position_buckets": -1, "norm_rel_ebd": "none", "share_att_key": False},
     table=_BERT
     | {
         "relative/table": "encoder.rel_embeddings",
@@ -445,7 +473,6 @@ DEBERTA = Family(
         "max_relative_positions": cfg.distance,
         "position_biased_input": cfg.position == "learned",
         "pooler_hidden_size": cfg.D,
-        "pooler_hidden_act": "gelu",
     },
 )  # fmt: skip
 
@@ -456,6 +483,7 @@ MPNET = Family(
     | {"relative_attention_num_buckets": "buckets"},
     fixed=dict(types=0, relative="bias", distance=128),
     only={"pad_token_id": 1},
+    defaults=_LENGTH,
     table={key: name for key, name in _BERT.items() if key != "embed/types"}
     | {
         "relative/table": "encoder.relative_attention_bias",
@@ -513,6 +541,7 @@ T5_ENCODER = Family(
         "relative_attention_max_distance": "distance",
     },
     fixed=dict(types=0, position="none", relative="bias", scale=1.0, norm_at="pre", norm="rms", bias=False),
+    defaults={"layer_norm_epsilon": 1e-6, "dropout_rate": 0.1, "d_kv": 64},
     table={
         "embed/tokens": "shared",
         "relative/table": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",

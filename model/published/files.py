@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+_WHOLE = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"} | _WHOLE
 _OF_TORCH = {f"torch.{dtype}": name for name, dtype in DTYPES.items()}
 
 
@@ -18,6 +19,14 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+
+
+def json_of(file: Path) -> Any:
+    """What a JSON file says. Raises ValueError, naming it, where it is none."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not whole JSON ({error}): fetch it again") from None
 
 
 def tensors(source: Path, unpickle: bool = False) -> dict[str, Tensor]:
@@ -48,7 +57,10 @@ def _files(source: Path) -> list[Path]:
         if whole.is_file():
             return [whole]
         if index.is_file():
-            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            told = json_of(index)
+            if not isinstance(told, dict) or "weight_map" not in told:
+                raise ValueError(f"{index} has no weight_map, which tells the shards")
+            parts = sorted(set(told["weight_map"].values()))
             if missing := [part for part in parts if not (folder / part).is_file()]:
                 raise ValueError(f"{index} names files that are not there: {', '.join(missing)}")
             return [folder / part for part in parts]
@@ -76,14 +88,14 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         import torch
     except ImportError:
         raise ValueError(f"{file} is read by torch, which is not installed: install it, or take safetensors") from None
-    import pickle
-
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{file} holds more than tensors, or is cut short ({error})") from None
+    except Exception as error:  # a file cut short raises whatever its bytes lead to
+        raise ValueError(f"{file} holds more than tensors, or is cut short ({type(error).__name__}: {error})") from None
+    if not isinstance(loaded, dict) or not all(isinstance(x, torch.Tensor) for x in loaded.values()):
+        raise ValueError(f"{file} holds something else than tensors by name: save the model's state_dict() alone")
     return {
-        name: Tensor(tuple(x.shape), _OF_TORCH.get(str(x.dtype), str(x.dtype)), partial(_of_torch, x))
+        name: Tensor(tuple(x.shape), _OF_TORCH.get(str(x.dtype), str(x.dtype)), partial(_of_torch, x.detach()))
         for name, x in loaded.items()
     }
 

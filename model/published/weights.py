@@ -60,15 +60,19 @@ def read(source: Path, *, unpickle: bool = False, ignore: Sequence[str] = (), **
     Raises ValueError for an architecture that is not ours, and, listing all names, where tensors are missing, unknown
     or of another shape, and for files that are cut short.
     """
+    source = Path(source)
+    if not source.exists():
+        raise ValueError(f"{source}: no such folder or file; nothing is fetched by its name on a hub")
     folder = source if source.is_dir() else source.parent
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json, which tells the architecture; expected Hugging Face's layout")
-    theirs = json.loads((folder / "config.json").read_text())
+    theirs = files.json_of(folder / "config.json")
     family, cfg = family_of(theirs), config_of(theirs, **changes)
     held = files.tensors(source, unpickle)
-    out = [name for name in held if any(re.fullmatch(pattern, name) for pattern in (*family.beside, *ignore))]
+    patterns = [_pattern(one) for one in (*family.beside, *ignore)]
+    out = [name for name in held if any(pattern.fullmatch(name) for pattern in patterns)]
     file = _File({name: tensor for name, tensor in held.items() if name not in out}, family)
-    found = _match(file, family, cfg, (theirs.get("architectures") or [""])[0])
+    found = _match(file, family, cfg, theirs)
     leaves: dict[str, np.ndarray] = {}
     for line in found.lines:
         for path, x in zip(line.paths, to_ours(line, file.read, cfg), strict=True):
@@ -80,9 +84,23 @@ def read(source: Path, *, unpickle: bool = False, ignore: Sequence[str] = (), **
         "repeated": found.repeated,
         "unused": {name: file.tensors[name].read().tolist() for name in found.unused},
         "left_out": out,
+        "exact": all(_holds(cfg.param_dtype, tensor.dtype) for tensor in file.tensors.values()),
     }
     params = _tree({path: leaves[path] for path in found.leaves})
-    return Published(cfg, params, {key: family.heads[key] for key in found.heads}, record)
+    return Published(cfg, params, found.heads, record)
+
+
+def _pattern(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression ({error}), as in 'lm_predictions\\..*'") from None
+
+
+def _holds(param_dtype: str, theirs: str) -> bool:
+    """Whether our params keep every bit of what the file has."""
+    exact = {"float64": ("F64", "F32", "F16", "BF16"), "float32": ("F32", "F16", "BF16"), "bfloat16": ("BF16",)}
+    return theirs in exact[param_dtype] or theirs not in ("F64", "F32", "F16", "BF16")
 
 
 class _File:
@@ -92,6 +110,7 @@ class _File:
         self.tensors = tensors
         embedding = family.table["embed/tokens"]
         bare = family.prefix if f"{embedding}.weight" in tensors else ""  # a bare encoder's names lack its prefix
+        self.bare = bool(bare)
         self.names = {}  # the tables' -> the file's
         for name in tensors:
             suffix = next((old for old in _RENAMED if name.endswith(old)), "")
@@ -108,17 +127,18 @@ class _File:
 
 
 class _Match(NamedTuple):
-    """Shapes by path; lines; keys of the heads; names of tensors that repeat a leaf, with its path; the unused."""
+    """Shapes by path; lines; the heads; names of tensors that repeat a leaf, with its path; the unused."""
 
     leaves: dict[str, Any]
     lines: list[Line]
-    heads: list[str]
+    heads: dict[str, Head]
     repeated: dict[str, str]
     unused: list[str]
 
 
-def _match(file: _File, family: Family, cfg: BackboneConfig, architecture: str) -> _Match:
+def _match(file: _File, family: Family, cfg: BackboneConfig, theirs: Mapping[str, Any]) -> _Match:
     """Every tensor's place. Raises ValueError with all that is wrong."""
+    architecture = (theirs.get("architectures") or [""])[0]
     layers = cfg.layers // cfg.share
     leaves = _backbone_leaves(cfg)
     made = lines(family.table, leaves, "backbone", family.prefix, layers)
@@ -126,7 +146,7 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, architecture: str) 
     missing = [name for line in made for name in flat(line.names) if name not in file.names]
     left = file.names.keys() - {name for line in made for name in flat(line.names)}
     may_repeat = dict(family.repeated)
-    keys = []
+    found: dict[str, Head] = {}
     # the architecture's own head first: another may have tensors of the same names
     for key, head in sorted(family.heads.items(), key=lambda item: architecture != family.title + item[1].architecture):
         own = [name for name, path in head.repeated.items() if path == _TOKENS and name in file.names]
@@ -137,13 +157,14 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, architecture: str) 
         of_head = lines(head.table, wanted, key, "", layers)
         names = [name for line in of_head for name in flat(line.names)]
         if absent := [name for name in names if name not in left]:
-            if architecture == family.title + head.architecture and head.of != "pooler":
+            # a bare encoder may say that it was part of more
+            if architecture == family.title + head.architecture and head.of != "pooler" and not file.bare:
                 missing += absent
             continue
         left -= set(names)
         leaves |= wanted
         made += of_head
-        keys.append(key)
+        found[key] = head._replace(options={**head.options, **_told(head, theirs)})
         may_repeat |= {name: path for name, path in head.repeated.items() if not (untied and path == _TOKENS)}
     repeated = {name: path for name, path in may_repeat.items() if name in left}
     unused = sorted(name for name in left if name in {family.prefix + one for one in family.unused})
@@ -152,6 +173,11 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, architecture: str) 
     for line in made:
         if not any(name in missing for name in flat(line.names)):
             faults += _shape_faults(line, file, leaves, cfg)
+    floats = ("F32", "F16", "BF16", *(["F64"] if cfg.param_dtype == "float64" else []))
+    for name in sorted({name for line in made for name in flat(line.names)} & file.names.keys()):
+        if (dtype := file.of(name).dtype) not in floats:
+            more = " (read them with param_dtype='float64')" if dtype == "F64" else ""
+            faults.append(f"{file.names[name]} is of {dtype}, expected {' or '.join(floats)}{more}")
     if not faults:
         of = {path: next(flat(line.names)) for line in made for path in line.paths}
         twins = {name: of[path] for name, path in repeated.items()}
@@ -162,7 +188,18 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, architecture: str) 
             f"the tensors are not those of a {architecture or family.title} as config.json describes it:\n  "
             + "\n  ".join(faults) + f"\nthe file holds:\n  {held}"
         )  # fmt: skip
-    return _Match(leaves, made, keys, repeated, [file.names[name] for name in unused])
+    return _Match(leaves, made, found, repeated, [file.names[name] for name in unused])
+
+
+def _told(head: Head, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a head that config.json chooses."""
+    out = {}
+    for key, (option, values) in head.told.items():
+        value = theirs.get(key, next(iter(values)))
+        if value not in values:
+            raise ValueError(f"config.json has {key}={value!r}, which is not built here; known are {', '.join(values)}")
+        out[option] = values[value]
+    return out
 
 
 def _shape_faults(line: Line, file: _File, leaves: Mapping[str, Any], cfg: BackboneConfig) -> list[str]:
@@ -240,14 +277,21 @@ def write(
 
     Raises ValueError for what the family has no place for, and where the folder holds such files already.
     """
+    folder = Path(folder)
     taken = [p.name for p in folder.glob("*") if p.name == "config.json" or p.name.startswith("model")]
     if taken:
         raise ValueError(f"{folder} holds {', '.join(sorted(taken))} already; take another folder")
     kind = record["config"]["model_type"] if record else kind or first_kind(cfg)
     if record:
-        config, named = record["config"], partial(_as_it_was, params, cfg, kind, record)
+        if not record["exact"]:
+            raise ValueError(f"{cfg.param_dtype} does not hold what the files held, which cannot be written again")
+        config, named = dict(record["config"]), partial(_as_it_was, params, cfg, kind, record)
+        if record["left_out"]:  # the architecture without it
+            config["architectures"] = _config(params, cfg, kind)["architectures"]
     else:
         config, named = _config(params, cfg, kind) | dict(extra or {}), partial(_as_a_model, params, cfg, kind)
+    config_of(config)  # what `extra` says must not be of another architecture
+    _check_whole(params, cfg, kind)
     unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     try:
         unfinished.mkdir(parents=True)
@@ -258,6 +302,27 @@ def write(
             file.rename(folder / file.name)  # config.json last: without it the folder is nothing
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_whole(params: Params, cfg: BackboneConfig, kind: str) -> None:
+    """Raises ValueError, listing both sides, unless a params tree has the leaves of the family's modules."""
+    family, found = FAMILIES[kind], _leaves(params)
+    want = _backbone_leaves(cfg)
+    for key in params.keys() & family.heads.keys():
+        bias = found.get(f"{key}/out/bias")
+        outputs = 1 if bias is None else bias.shape[0]
+        want |= head_leaves(family.heads[key], key, cfg, outputs, tied=f"{key}/decoder" not in found)
+    # a head that the family lacks is told by `tensors`
+    known = {path: x for path, x in found.items() if path.split("/")[0] in {"backbone", *family.heads}}
+    faults = [f"missing: {path} {want[path].shape}" for path in want.keys() - known.keys()]
+    faults += [f"not known: {path} {known[path].shape}" for path in known.keys() - want.keys()]
+    faults += [
+        f"{path} is {known[path].shape}, expected {x.shape}"
+        for path, x in want.items()
+        if path in known and known[path].shape != x.shape
+    ]
+    if faults:
+        raise ValueError("the params are not those of this config:\n  " + "\n  ".join(sorted(faults)))
 
 
 def _as_it_was(params: Params, cfg: BackboneConfig, kind: str, record: Mapping) -> Iterator[tuple[str, np.ndarray]]:

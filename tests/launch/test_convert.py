@@ -5,10 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from toys import WORDS, write_published
 
 from launch import convert, predict
+from model.config import sized
 from model.published import weights
 from train import checkpoint
 from train.data import tokenizer
@@ -123,3 +124,44 @@ def test_imports_that_cannot_be(published, tmp_path):
         (tmp_path / "vocab.txt").replace(published / "vocab.txt")
         (published / "spm.model").unlink()
     assert len(WORDS) == 20 and not (tmp_path / "other").exists()
+
+
+def test_outputs_of_a_classifier(published, tmp_path):
+    """One number is a regression, several that do not exclude each other are no softmax."""
+    heads = {"one": dict(id2label={"0": "LABEL_0"}), "many": dict(problem_type="multi_label_classification")}
+    for name, config in heads.items():
+        folder = write_published(tmp_path / name, "bert-forsequenceclassification")
+        if name == "one":
+            held = load_file(folder / "model.safetensors")
+            held |= {key: held[key][:1].copy() for key in ("classifier.weight", "classifier.bias")}
+            save_file(held, folder / "model.safetensors")
+        told = json.loads((folder / "config.json").read_text()) | config
+        (folder / "config.json").write_text(json.dumps(told))
+        convert.import_(str(folder), str(tmp_path / "run" / name))
+    trained = predict.load(tmp_path / "run" / "one", "import")
+    (said,) = predict.predict(trained, [Record("the film was good", None, None, "here")])
+    assert isinstance(said["prediction"], float)
+    with pytest.raises(ValueError, match=r"import of .* was imported with no head that predicts here; it holds"):
+        predict.load(tmp_path / "run" / "many", "import")
+
+
+def test_tokenizers_are_not_overwritten(toy, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer_config.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds tokenizer_config\.json already; take another folder"):
+        convert.export(toy.workdir / "finetune", tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["tokenizer_config.json"]
+    with pytest.raises(SystemExit, match="model_type 'gpt2'; known are bert"):
+        convert.main(["export", f"--checkpoint={toy.workdir / 'finetune'}", f"--out={tmp_path / 'b'}", "--family=gpt2"])
+
+
+def test_options_that_are_one_function_are_one():
+    mlm = dict(factory="objectives.mlm:mlm")
+    gelu, relu = sized("tiny", V=9), sized("tiny", V=9, mlp="relu")
+    assert convert._named("mlm", mlm, "roberta", gelu) == ("mlm", {})  # the layers' activation is the family's
+    with pytest.raises(ValueError, match="roberta's mlm is not mlm's, which has activation='relu'"):
+        convert._named("mlm", mlm, "roberta", relu)
+    with pytest.raises(ValueError, match="bert's mlm is not mlm's, which has activation='relu'"):
+        convert._named("mlm", mlm | dict(activation="relu"), "bert", gelu)
+    classify = dict(factory="objectives.classify:classify", classes=2, activation="gelu", norm=True, pooling="mean")
+    assert convert._named("classify", classify, "modernbert", gelu) == ("classify", {"classifier_pooling": "mean"})

@@ -73,6 +73,16 @@ def test_captures():
         bb.encode(params, batch, capture=("maps",))
 
 
+def test_types_of_a_model_that_has_one():
+    """A table of one row is added to all tokens, whatever types a pair's have; its gradient is theirs."""
+    bb = backbone(sized("tiny", **TOY, types=1, dropout=0.0, attention_dropout=0.0))
+    params, batch = params_of(bb), pack([[0, 1], [2, 3]], 40, 2)
+    loss = lambda params, batch: (bb.encode(params, batch).hidden[:, :, 0] ** 2).sum()
+    untold = {k: v for k, v in batch.items() if k != "types"}
+    got, want = (jax.grad(loss)(params, given)["embed"]["types"] for given in (batch, untold))
+    np.testing.assert_array_equal(got, want)
+
+
 def test_a_row_too_long():
     bb = backbone(sized("tiny", **TOY | dict(max_length=16)))
     with pytest.raises(ValueError, match="rows of 40 tokens do not fit a backbone of max_length=16"):

@@ -50,6 +50,7 @@ class Published:
             )
         self._tokenizer = made
         size = max(made.get_vocab().values()) + 1
+        self.separators = _separators(json.loads(content).get("post_processor"))
         word_starts, self.prefix = _words(made, self.pieces(range(size)))
         word_starts[list(added)] = True
         roles = {role: ids[0] for role, ids in found.items()}
@@ -72,11 +73,14 @@ class Published:
         return [self._tokenizer.id_to_token(int(i)) or "" for i in ids]  # an id may be nobody's
 
 
-def load_wordpiece(path: str | os.PathLike, lowercase: bool = True) -> Published:
+def load_wordpiece(
+    path: str | os.PathLike, lowercase: bool = True, strip_accents: bool | None = None, chinese: bool = True
+) -> Published:
     """Loads a BERT's vocab.txt: a piece a line, those that go on with a word led by "##".
 
     Texts are normalised and split as BERT's are: control characters go, Chinese characters and punctuation stand alone,
-    and with `lowercase`, as in "uncased" checkpoints, accents go too. `path` is read as by `train.data.tokenizer.load`.
+    and with `lowercase`, as in "uncased" checkpoints, accents go too. `strip_accents` says so of accents alone, and
+    without `chinese` Chinese characters stand as they are written. `path` is read as by `train.data.tokenizer.load`.
 
     Raises:
       ValueError: there is no such file, it is no UTF-8 text, or it lacks one of [PAD], [UNK], [CLS], [SEP], [MASK].
@@ -90,11 +94,14 @@ def load_wordpiece(path: str | os.PathLike, lowercase: bool = True) -> Published
         raise ValueError(f"{path} is not UTF-8 text ({error}); expected a BERT's vocab.txt") from None
     if missing := [names[0] for names in NAMES.values() if names[0] not in vocab]:
         raise ValueError(f"{path} has no line {', '.join(missing)}; expected a BERT's vocab.txt, a piece a line")
-    return Published(json.dumps(_wordpiece(vocab, lowercase), ensure_ascii=False).encode())
+    return Published(json.dumps(_wordpiece(vocab, lowercase, strip_accents, chinese), ensure_ascii=False).encode())
 
 
-def load_sentencepiece(path: str | os.PathLike, lowercase: bool = True) -> Published:
-    """Loads a SentencePiece model whose texts are lowercased first, as an ALBERT's spiece.model.
+def load_sentencepiece(
+    path: str | os.PathLike, lowercase: bool = True, accents: bool = True, quotes: bool = False
+) -> Published:
+    """Loads a SentencePiece model whose texts are changed first, as an ALBERT's spiece.model: lowercased, their accents
+    taken off, and with `quotes` two of a kind made one of the other.
 
     Others are read by `train.data.tokenizer.load`, by SentencePiece itself. `path` is read as there.
     Raises ValueError: there is no such file, or `unigram` refuses it.
@@ -103,12 +110,14 @@ def load_sentencepiece(path: str | os.PathLike, lowercase: bool = True) -> Publi
     if not path.is_file():
         raise ValueError(f"no model at {path}; expected one of SentencePiece")
     try:
-        return Published(json.dumps(unigram(path.read_bytes(), lowercase), ensure_ascii=False).encode())
+        return Published(
+            json.dumps(unigram(path.read_bytes(), lowercase, accents, quotes), ensure_ascii=False).encode()
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def unigram(model: bytes, lowercase: bool = False) -> dict[str, Any]:
+def unigram(model: bytes, lowercase: bool = False, accents: bool = True, quotes: bool = False) -> dict[str, Any]:
     """The tokenizer.json of a SentencePiece model, for programs that read no other.
 
     Ids are the model's. Texts get the same ones but for ties: `tokenizers` adds scores up in float64, SentencePiece in
@@ -133,7 +142,10 @@ def unigram(model: bytes, lowercase: bool = False) -> dict[str, Any]:
     roles = special_pieces([piece for piece, _ in pieces])
     names = {role: pieces[i][0] if i < len(pieces) else SPECIAL[-1] for role, i in roles.items()}
     special = reserved | {names[role]: i for role, i in roles.items()}
-    normalizers: list[dict[str, Any]] = [{"type": "Lowercase"}] if lowercase else []
+    two = ("``", "''") if quotes else ()
+    normalizers: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": one}, "content": '"'} for one in two]
+    normalizers += [] if accents else [{"type": "NFKD"}, {"type": "StripAccents"}]
+    normalizers += [{"type": "Lowercase"}] if lowercase else []
     if normal.precompiled_charsmap:
         charsmap = base64.b64encode(normal.precompiled_charsmap).decode()
         normalizers.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
@@ -179,7 +191,7 @@ def _surrounded(special: dict[str, int], cls: str, sep: str) -> dict[str, Any]:
     }
 
 
-def _wordpiece(vocab: dict[str, int], lowercase: bool) -> dict[str, Any]:
+def _wordpiece(vocab: dict[str, int], lowercase: bool, strip_accents: bool | None, chinese: bool) -> dict[str, Any]:
     """The tokenizer.json of a BERT, written here and not by the library, whose next version may write it otherwise."""
     special = {name: vocab[name] for name in SPECIAL}
     return {
@@ -188,8 +200,8 @@ def _wordpiece(vocab: dict[str, int], lowercase: bool) -> dict[str, Any]:
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": True,
-            "strip_accents": None,  # where it lowercases
+            "handle_chinese_chars": chinese,
+            "strip_accents": strip_accents,  # None: where it lowercases
             "lowercase": lowercase,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
@@ -203,6 +215,18 @@ def _wordpiece(vocab: dict[str, int], lowercase: bool) -> dict[str, Any]:
             "vocab": vocab,
         },
     }
+
+
+def _separators(spec: dict[str, Any] | None) -> int:
+    """How many special tokens a file's post-processor puts between a text and its pair."""
+    for part in [spec, *(spec or {}).get("processors", [])]:
+        if part and part["type"] == "RobertaProcessing":
+            return 2
+        if part and part["type"] == "TemplateProcessing":
+            kinds = [next(iter(piece)) for piece in part["pair"]]
+            first = kinds.index("Sequence")
+            return max(1, kinds.index("Sequence", first + 1) - first - 1)
+    return 1
 
 
 def _words(made: Any, pieces: list[str]) -> tuple[np.ndarray, str]:

@@ -123,7 +123,8 @@ def label_examples(
     truncate: bool = False,
     segments: int = 1,
 ) -> Rows:
-    """Rows to finetune on: `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]` with `types` 0 and 1.
+    """Rows to finetune on: `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]` with `types` 0 and 1, and as many
+    separators between the two as the tokenizer's checkpoints were trained with.
 
     `labels` [N, segments] are indices into `classes` (int32), or numbers where `classes` is None (float32); a source
     without labels gives none, for prediction. `example` is (0, place of the record in the source), so that predictions
@@ -136,13 +137,14 @@ def label_examples(
     _check(length, segments, specials=3)
     vocab = tokenizer.vocab
     cls, sep = (np.array([i], np.int32) for i in (vocab.cls, vocab.sep))
+    between = np.repeat(sep, tokenizer.separators)
     parts: list[np.ndarray] = []
     sizes: list[tuple[int, int]] = []  # tokens of type 0 and of type 1
     labels: list[float] = []
     paired = False
     truncated = 0
     for record, text, pair in _tokenized(source, tokenizer):
-        room = length - (2 if pair is None else 3)
+        room = length - (2 if pair is None else 2 + len(between))
         found = len(text) + (0 if pair is None else len(pair))
         if found > room:
             if not truncate:
@@ -156,8 +158,8 @@ def label_examples(
             parts += cls, text, sep
             sizes.append((len(text) + 2, 0))
         else:
-            parts += cls, text, sep, pair, sep
-            sizes.append((len(text) + 2, len(pair) + 1))
+            parts += cls, text, between, pair, sep
+            sizes.append((len(text) + 1 + len(between), len(pair) + 1))
             paired = True
         if record.label is not None:
             labels.append(_label(record, classes))

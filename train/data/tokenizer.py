@@ -16,12 +16,13 @@ from objectives.vocab import Vocab
 from train.data.files import expand
 from train.data.source import Record
 
-NAMES = {  # of the special tokens, as BERT and RoBERTa have them; what is trained here has BERT's, as ids 0 to 4
+# of the special tokens, as BERT, RoBERTa, Gemma and T5 have them; what is trained here has BERT's, as ids 0 to 4
+NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
+    "cls": ("[CLS]", "<s>", "<bos>", "</s>"),  # T5's end of a text is its only one
+    "sep": ("[SEP]", "</s>", "<eos>"),
+    "mask": ("[MASK]", "<mask>", "<extra_id_0>"),
 }
 SPECIAL = tuple(names[0] for names in NAMES.values())
 FILES = ("tokenizer.model", "tokenizer.json")  # a workdir keeps one of them
@@ -44,6 +45,11 @@ class Tokenizer(Protocol):
     @property
     def prefix(self) -> str:
         """What `encode` puts before a text as if it followed a space, in pieces; empty where it puts nothing."""
+        ...
+
+    @property
+    def separators(self) -> int:
+        """How many separators stand between a text and its pair; RoBERTa has two."""
         ...
 
     @property
@@ -71,6 +77,7 @@ class SentencePiece:
     """
 
     prefix = SPACE
+    separators = 1
 
     def __init__(self, model: bytes):
         import sentencepiece

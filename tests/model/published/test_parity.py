@@ -15,6 +15,8 @@ from model.backbone import backbone
 from model.config import BackboneConfig
 from model.heads import pool
 from model.published import weights
+from model.published.architecture import config_of
+from model.published.families import FAMILIES
 
 if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed: pip install -e '.[parity]'", allow_module_level=True)
@@ -45,6 +47,22 @@ def test_transformers_reads_what_we_write(title, head, tmp_path):
     for name in ("hidden", "logits", "pair", "loss"):
         if name in want:
             np.testing.assert_allclose(got[name], want[name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_config_json_lacks_means_what_it_means_there(kind):
+    """A config.json of the sizes alone, and one with every default of theirs written out."""
+    from transformers import AutoConfig
+
+    needed = [key for key, field in FAMILIES[kind].fields.items() if field in ("V", "layers", "D", "heads", "F")]
+    theirs = AutoConfig.for_model(kind).to_dict() | {"model_type": kind}
+    if kind == "deberta-v2":  # whose defaults are another architecture
+        told = dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=256, share_att_key=True,
+                    norm_rel_ebd="layer_norm")  # fmt: skip
+    else:
+        told = {}
+    few = {key: theirs[key] for key in ("model_type", *needed)}
+    assert config_of(few | told) == config_of(theirs | told)
 
 
 @pytest.mark.parametrize("title", ["Bert", "ModernBert", "DebertaV2"])

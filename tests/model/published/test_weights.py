@@ -317,6 +317,103 @@ def test_what_was_trained_here_leaves_as_the_first_family_that_can_say_it(tmp_pa
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
 
 
+@pytest.mark.parametrize(
+    "change, config, how, message",
+    [
+        (lambda x: x.update({KEY: x[KEY].astype(np.int32)}), {}, {}, rf"{KEY} is of I32, expected F32 or F16 or BF16"),
+        (lambda x: x.update({KEY: x[KEY].astype(np.float64)}), {}, {}, r"is of F64, expected .* param_dtype='float64'"),
+        (lambda x: None, dict(type_vocab_size=0), {}, "type_vocab_size=0; a Bert has at least 1"),
+        (lambda x: None, {}, dict(ignore=["*.decoder"]), r"'\*\.decoder' is no regular expression"),
+    ],
+)
+def test_more_that_does_not_fit(tmp_path, change, config, how, message):
+    with pytest.raises(ValueError, match=message):
+        weights.read(changed(tmp_path, change, config), **how)
+
+
+def test_a_folder_that_is_not_there_is_not_the_one_above_it(tmp_path):
+    changed(tmp_path / "a", lambda x: None)
+    with pytest.raises(ValueError, match=r"checkpoint-5000: no such folder or file; nothing is fetched"):
+        weights.read(str(tmp_path / "a" / "checkpoint-5000"))
+    (tmp_path / "a" / "config.json").write_text('{"model_type": ')
+    with pytest.raises(ValueError, match=r"config\.json is not whole JSON"):
+        weights.read(tmp_path / "a")
+
+
+def test_narrower_params_are_not_the_file(tmp_path):
+    """What bfloat16 made of float32 is not written as if it were what was read."""
+    found = weights.read(BERT, param_dtype="bfloat16")
+    with pytest.raises(ValueError, match="bfloat16 does not hold what the files held"):
+        weights.write(tmp_path / "a", found.params, found.config, record=found.record)
+    weights.write(tmp_path / "a", found.params, found.config, "bert")
+    again = weights.read(tmp_path / "a", param_dtype="bfloat16")
+    assert again.record["exact"] and set(again.record["dtypes"].values()) == {"BF16"}
+    jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
+
+
+def test_whole_numbers_that_nothing_reads_come_back(tmp_path):
+    folder = changed(
+        tmp_path / "a", lambda x: x.update({"bert.embeddings.position_ids": np.arange(32, dtype=np.int32)})
+    )
+    found = weights.read(folder)
+    weights.write(tmp_path / "b", found.params, found.config, record=found.record)
+    same_files(folder, tmp_path / "b")
+
+
+def test_what_was_left_out_is_not_claimed(tmp_path):
+    bare = changed(
+        tmp_path / "a", lambda x: x.pop("cls.seq_relationship.bias"), dict(architectures=["BertForMaskedLM"])
+    )
+    found = weights.read(bare, ignore=[r"cls\.seq.*", r"bert\.pooler.*"])
+    found.record["config"]["architectures"] = ["BertForPreTraining"]
+    weights.write(tmp_path / "b", found.params, found.config, record=found.record)
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+
+
+def test_an_encoder_without_types_is_a_distilbert(tmp_path):
+    assert architecture.first_kind(sized("tiny", V=40, types=0)) == "distilbert"
+    for kind in ("bert", "roberta", "electra", "albert"):
+        with pytest.raises(ValueError, match="type_vocab_size=0"):
+            architecture.config_json(sized("tiny", V=40, types=0), kind)
+
+
+def test_params_that_are_not_whole(tmp_path):
+    found = weights.read(BERT)
+    with pytest.raises(ValueError, match=r"missing: backbone/embed/norm/bias \(8,\)"):
+        weights.write(tmp_path / "a", {"mlm": found.params["mlm"]}, found.config)
+    few = jax.tree.map(lambda x: x, found.params)
+    few["backbone"]["embed"]["tokens"] = few["backbone"]["embed"]["tokens"][:30]
+    few["backbone"]["embed"]["more"] = np.zeros(3)
+    with pytest.raises(
+        ValueError, match=r"(?s)embed/tokens is \(30, 8\), expected \(40, 8\).*not known: .*more \(3,\)"
+    ):
+        weights.write(tmp_path / "a", few, found.config)
+    with pytest.raises(ValueError, match=r"pad_token_id=0, which is not built here"):
+        roberta = weights.read(peers.GOLDEN / "roberta-formaskedlm")
+        weights.write(tmp_path / "a", roberta.params, roberta.config, "roberta", extra={"pad_token_id": 0})
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_bare_encoder_may_say_that_it_was_part_of_more(tmp_path):
+    found = weights.read(peers.GOLDEN / "mpnet-formaskedlm")
+    weights.write(tmp_path / "a", {"backbone": found.params["backbone"]}, found.config, "mpnet")
+    config = json.loads((tmp_path / "a" / "config.json").read_text()) | {"architectures": ["MPNetForMaskedLM"]}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    again = weights.read(tmp_path / "a")
+    assert again.params.keys() == {"backbone"}
+    weights.write(tmp_path / "b", again.params, again.config, record=again.record)
+    same_files(tmp_path / "a", tmp_path / "b")
+
+
+def test_how_a_modernbert_pools(tmp_path):
+    folder = peers.GOLDEN / "modernbert-forsequenceclassification"
+    for value, pooling in (("cls", "first"), ("mean", "mean")):
+        config = json.loads((folder / "config.json").read_text()) | {"classifier_pooling": value}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        assert weights.read(tmp_path).heads["classify"].options["pooling"] == pooling
+
+
 def test_what_no_family_has(tmp_path):
     cfg = sized("tiny", V=40, qk_norm=True)
     with pytest.raises(ValueError, match=r"bert: there is no such encoder with qk_norm=True"):

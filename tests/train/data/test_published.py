@@ -15,7 +15,7 @@ from vocabularies import BERT, FAMILIES, LINES, ROBERTA, WORDS, published, wordp
 
 from model import random
 from objectives.masking import choose
-from train.data.published import Published, load_wordpiece
+from train.data.published import Published, _separators, load_wordpiece
 from train.data.rows import pack_documents
 from train.data.source import Record
 from train.data.tokenizer import SPACE, find, load, save
@@ -219,7 +219,7 @@ ERRORS = [
     (
         file_with(added_tokens=[{"id": 3, "content": "<unk>", "special": True, "single_word": False, "lstrip": False,
                                  "rstrip": False, "normalized": False}]),
-        r"a\.json: no special token for pad \(\[PAD\] or <pad>\), cls .*, mask \(\[MASK\] or <mask>\); its special "
+        r"a\.json: no special token for pad \(\[PAD\] or <pad>\), cls .*, mask \(\[MASK\] or .*\); its special "
         "tokens are <unk>: add what is missing",
     ),
     (file_with(pre_tokenizer={"type": "WhitespaceSplit"}), "a.json: no sign of where words begin; expected byte-level"),
@@ -254,3 +254,38 @@ def test_an_id_that_is_nobodys_has_no_piece():
     tokenizer = Published(json.dumps(spec).encode())
     assert tokenizer.vocab.size == 41
     assert tokenizer.pieces([39, 40]) == ["", "zebra"]
+
+
+def test_separators_are_those_of_the_file():
+    """RoBERTa's two between a text and its pair, whichever way its file says so; one where it says nothing."""
+    made = json.loads(published("bytes").file[1])
+    for spec, want in (
+        (None, 1),
+        ({"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]}, 2),
+        (_template("</s>", "</s>"), 2),
+        (_template("</s>"), 1),
+        ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, _template("</s>", "</s>")]}, 2),
+    ):
+        assert _separators(spec) == want
+    assert Published(json.dumps(made).encode()).separators == _separators(made.get("post_processor"))
+
+
+def _template(*between: str) -> dict:
+    special = lambda name: {"SpecialToken": {"id": name, "type_id": 0}}
+    text = lambda name: {"Sequence": {"id": name, "type_id": 0}}
+    pair = [special("<s>"), text("A"), *map(special, between), text("B"), special("</s>")]
+    return {"type": "TemplateProcessing", "pair": pair}
+
+
+def test_what_a_berts_tokenizer_config_says_beside(tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fur", "f\u00fcr", "\u6771", "\u6771\u4eac"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+
+    def said(text, *how):
+        tokenizer = load_wordpiece(tmp_path / "vocab.txt", *how)
+        return tokenizer.pieces(tokenizer.encode([text])[0])
+
+    assert said("F\u00fcr") == ["fur"]
+    assert said("F\u00fcr", True, False) == ["f\u00fcr"]
+    assert said("\u6771\u4eac") == ["\u6771", "[UNK]"]
+    assert said("\u6771\u4eac", True, None, False) == ["\u6771\u4eac"]

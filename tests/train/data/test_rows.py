@@ -120,6 +120,13 @@ def test_label_examples_with_pairs():
     assert arrays["labels"].dtype == np.float32
 
 
+def test_as_many_separators_as_the_tokenizer_has(monkeypatch):
+    monkeypatch.setattr(Numbers, "separators", 2)
+    arrays = label_examples(records(["7 8 9"], ["9 10"], ["1"]), Numbers(), 8, classes=None, truncate=True).arrays
+    assert arrays["tokens"].tolist() == [[CLS, 7, 8, SEP, SEP, 9, 10, SEP]]
+    assert arrays["types"].tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
+
+
 def test_without_labels_there_is_no_array_of_labels():
     assert "labels" not in label_examples(records(["7"]), Numbers(), 6, classes=("no", "yes")).arrays
 
