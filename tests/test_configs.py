@@ -69,7 +69,7 @@ def config_of(file: Path, data: Path, tmp_path: Path) -> dict:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     if file.stem == "finetune_glue":
-        return build.plain(module.get_config(f"task=RTE,from={tmp_path / 'imported'},stage=import,pooler=nsp/pooler"))
+        return build.plain(module.get_config(f"task=RTE,from={tmp_path / 'imported'},stage=import,pooler=pooler"))
     if file.stem != "finetune_classification":
         return build.plain(module.get_config())
     table = data / "labelled.csv"

@@ -214,7 +214,9 @@ def test_tfds_numbers_filters_and_classes(data_dir):
     assert len(list(records(limit=5, unique=True))) == 5
 
     tokenizer = types.SimpleNamespace(
-        vocab=types.SimpleNamespace(cls=1, sep=2), encode=lambda ts: [np.array([len(t)], np.int32) for t in ts]
+        vocab=types.SimpleNamespace(cls=1, sep=2),
+        separators=1,
+        encode=lambda ts: [np.array([len(t)], np.int32) for t in ts],
     )
     made = label_examples(records(label="label"), tokenizer, 4, classes=("neg", "pos"))
     places = [int(r.text.split()[-1]) for r in records()]
