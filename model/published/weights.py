@@ -278,6 +278,8 @@ def write(
     Raises ValueError for what the family has no place for, and where the folder holds such files already.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder, or nothing yet")
     taken = [p.name for p in folder.glob("*") if p.name == "config.json" or p.name.startswith("model")]
     if taken:
         raise ValueError(f"{folder} holds {', '.join(sorted(taken))} already; take another folder")

@@ -381,6 +381,9 @@ def test_params_that_are_not_whole(tmp_path):
     found = weights.read(BERT)
     with pytest.raises(ValueError, match=r"missing: backbone/embed/norm/bias \(8,\)"):
         weights.write(tmp_path / "a", {"mlm": found.params["mlm"]}, found.config)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file is a file; expected a folder"):
+        weights.write(tmp_path / "file", found.params, found.config)
     few = jax.tree.map(lambda x: x, found.params)
     few["backbone"]["embed"]["tokens"] = few["backbone"]["embed"]["tokens"][:30]
     few["backbone"]["embed"]["more"] = np.zeros(3)
