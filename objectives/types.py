@@ -89,6 +89,7 @@ class Objective(NamedTuple):
               (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983)
     needs:    what its rows must hold beside tokens, as "labels" or "types"; rows without are an error before training
     scores:   names of evaluation scores that are not ratios of sums, computed on the arrays of `predict`
+    parts:    the objectives of a mixture; `init` and `axes` are then by their names, each a key of the params tree
 
     `params` is always the whole tree, `{"backbone": ..., name: ...}`.
     """
@@ -103,3 +104,4 @@ class Objective(NamedTuple):
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    parts: tuple["Objective", ...] = ()

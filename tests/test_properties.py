@@ -19,6 +19,7 @@ from objectives.causal import causal
 from objectives.classify import classify
 from objectives.diffusion import diffusion
 from objectives.hybrid import hybrid
+from objectives.mixture import mix
 from objectives.mlm import mlm
 from objectives.pairs import nsp, sop
 from objectives.regress import regress
@@ -57,6 +58,18 @@ CASES = {
     "regress": Case(partial(regress, pooling="mean"), MODERN),
     "join": Case(toys.contrast),
     "after": Case(toys.teacher, frozen=("teacher/.*",)),
+}
+
+
+def mixed(*makers: tuple, **how) -> Callable:
+    """A factory of a mixture of objectives, from (weight, factory)."""
+    return lambda bb, vocab: mix(*((weight, make(bb, vocab)) for weight, make in makers), backbone=bb, **how)
+
+
+CASES |= {
+    "mixture": Case(mixed((1.0, mlm), (0.5, sop), (2.0, partial(classify, classes=3))), MODERN),
+    "mixture-join": Case(mixed((1.0, mlm), (0.5, toys.contrast), (0.3, causal))),
+    "alternate": Case(mixed((1.0, mlm), (0.5, causal), (1.5, toys.contrast), alternate=True)),
 }
 
 

@@ -19,6 +19,7 @@ from model import random
 from model.backbone import backbone
 from model.config import BackboneConfig, sized
 from model.types import Backbone
+from objectives.mixture import mix
 from objectives.types import Objective, Vocab
 from train import checkpoint, sharding, tree
 from train import step as training
@@ -35,7 +36,8 @@ class Spec:
 
     backbone:    `size` (see `model.config`) or `checkpoint` (a stage's folder, to be like it), and changes to it;
                  merged over the config's own `backbone`. V is the tokenizer's, or given, for more embeddings than ids
-    objective:   a factory of `objectives/`
+    objective:   a factory of `objectives/`; or `mixture`, several of these by name, each with its `weight`, and
+                 `alternate` (see `objectives.mixture`)
     data:        a factory of `train.data.rows`, with its `source`; or `prepared`, a folder of `train.data.prepare`; or
                  `mixture`, several of these by name, each with its `weight`
     optimizer:   a factory of `train.optimizer`
@@ -163,7 +165,8 @@ def call(section: dict, where: str, **given: Any) -> Any:
 def check_keys(config: dict, made: Spec, name: str) -> None:
     """Every key of a stage against what takes it, before any text is read."""
     bind(config["tokenizer"], "tokenizer")
-    bind(made.objective, f"{name}.objective", "backbone", "vocab")
+    for where, _, section in _objectives(made.objective, f"{name}.objective"):
+        bind(section, where, "backbone", "vocab")
     bind(made.optimizer, f"{name}.optimizer", "axes", "schedule")
     bind(made.schedule, f"{name}.schedule", "steps")
     for where, section in {"data": made.data, **{f"evals.{k}": v for k, v in made.evals.items()}}.items():
@@ -202,7 +205,30 @@ def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Obj
     if vocab.size > config.V:
         raise ValueError(f"{name}.backbone has V={config.V} embeddings, and the tokenizer has {vocab.size} ids")
     bb = backbone(config, sharding.constrainer(mesh))
-    return bb, call(made.objective, f"{name}.objective", backbone=bb, vocab=vocab)
+    parts = [
+        (weight, call(section, where, backbone=bb, vocab=vocab))
+        for where, weight, section in _objectives(made.objective, f"{name}.objective")
+    ]
+    if "mixture" not in made.objective:
+        return bb, parts[0][1]
+    how = {k: v for k, v in made.objective.items() if k != "mixture"}
+    return bb, mix(*parts, backbone=bb, **how)
+
+
+def _objectives(section: dict, where: str) -> Iterator[tuple[str, float, dict]]:
+    """Yields (where, weight, section) of each objective of a stage."""
+    if "mixture" not in section:
+        yield where, 1.0, section
+        return
+    _check_keys(where, section, {"mixture", "alternate"}, set())
+    for name, part in section["mixture"].items():
+        if "weight" not in part:
+            raise ValueError(f"{where}.mixture.{name} lacks a weight")
+        yield (
+            f"{where}.mixture.{name}",
+            part["weight"],
+            {k: v for k, v in part.items() if k != "weight"} | {"name": name},
+        )
 
 
 def _tuple(x: Any) -> Any:

@@ -124,11 +124,14 @@ def step(
 def init(key: Array, *, backbone: Backbone, objective: Objective) -> Any:
     """A fresh params tree from one of `jax.random`'s keys."""
     own, backbone_key = jax.random.split(key)
-    params = {"backbone": backbone.init(backbone_key)}
-    head = objective.init(own)
-    return params | ({objective.name: head} if head else {})
+    return {"backbone": backbone.init(backbone_key)} | _owned(objective, objective.init(own))
 
 
 def axes(backbone: Backbone, objective: Objective) -> Any:
     """Logical axis names of that tree."""
-    return {"backbone": backbone.axes} | ({objective.name: objective.axes} if objective.axes else {})
+    return {"backbone": backbone.axes} | _owned(objective, objective.axes)
+
+
+def _owned(objective: Objective, made: Any) -> dict:
+    """The keys of the tree that are the objective's; one without params has none."""
+    return {k: v for k, v in (made if objective.parts else {objective.name: made}).items() if v}

@@ -129,12 +129,11 @@ def test_frozen_leaves_cost_no_backward_pass(bb, vocab, alone):
         state = TrainState(jnp.int32(0), params, optimizer.init(tree.split(params, learned)[0]))
         return flops.of(step_of(bb, objective, learned, optimizer), state, alone, random.key(0)), state
 
-    # the jaxpr holds the dropped first pass too, so forward passes are counted out: twice
     forward = flops.of_loss(bb, objective, params, alone) // 3
     full, _ = cost([])
     frozen, state = cost([("backbone/.*", False)])
-    assert full > 3.9 * forward
-    assert frozen < 2.1 * forward
+    assert 2.9 * forward < full < 3.3 * forward
+    assert forward < frozen < 1.1 * forward
     assert {k.split("/")[0] for k in tree.leaves(state.opt_state[0].mu)} == {"classify"}
 
 
