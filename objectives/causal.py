@@ -65,7 +65,16 @@ def causal(
         moved_BL = jnp.pad(before_BL, ((0, 0), (1, 0)))[:, :-1]
         return dict(log_likelihood=moved_BL, prediction=logits_BLV.argmax(-1).astype(jnp.int32))
 
-    return Objective(name, loss, predict, head.init, head.axes, corrupt)
+    def likelihood(params: dict, encode, batch) -> Array:
+        return per_segment(predict(params, encode, batch)["log_likelihood"], batch)
+
+    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=likelihood)
+
+
+def per_segment(x_BL: Array, batch) -> Array:
+    """Sums over each packed segment, [B, S]."""
+    of_BSL = batch["segments"][:, None] == jnp.arange(1, batch["example"].shape[1] + 1)[None, :, None]
+    return (x_BL[:, None] * of_BSL).sum(-1)
 
 
 def following(row) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ import numpy as np
 from model import ops, random
 from model.heads import mlm_head
 from model.types import Backbone
+from objectives.likelihood import pseudo
 from objectives.masking import rank
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -94,4 +95,4 @@ def diffusion(
 
         return dict(prediction=jax.lax.fori_loop(0, steps, fill, batch["tokens"]))
 
-    return Objective(name, loss, predict, head.init, head.axes, corrupt)
+    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=pseudo(logits, vocab))

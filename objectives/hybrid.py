@@ -10,6 +10,7 @@ from model import ops, random
 from model.heads import mlm_head
 from model.types import Backbone
 from objectives.causal import following
+from objectives.likelihood import pseudo
 from objectives.masking import check, choose, replaced
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -89,4 +90,4 @@ def hybrid(
         before = lambda x_BL: jnp.roll(x_BL, 1, -1)
         return dict(prediction=before(p_BLV.argmax(-1).astype(jnp.int32)), probability=before(p_BLV.max(-1)))
 
-    return Objective(name, loss, predict, head.init, head.axes, corrupt)
+    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=pseudo(logits, vocab, before=1))

@@ -35,7 +35,8 @@ def mix(
         Evaluation has all of them, weighted by their shares.
 
     A corrupted row holds under `name`, for the objectives that share a pass (their names, split by blanks), what their
-    corruptions changed. `predict` gives the arrays of all objectives, as `{objective}/{array}`.
+    corruptions changed. `predict` gives the arrays of all, as `{objective}/{array}`; the likelihood is that of the
+    first that has one.
     Raises ValueError for weights that are not above 0, or two objectives of one name.
     """
     parts = tuple(objective for _, objective in weighted)
@@ -116,7 +117,17 @@ def mix(
     axes = {part.name: part.axes for part in parts}
     needs = tuple(dict.fromkeys(need for part in parts for need in part.needs))
     return Objective(
-        name, loss, predict, init, axes, corrupt, after=after, join=join if joins else None, needs=needs, parts=parts
+        name,
+        loss,
+        predict,
+        init,
+        axes,
+        corrupt,
+        after=after,
+        join=join if joins else None,
+        needs=needs,
+        parts=parts,
+        likelihood=next((part.likelihood for part in parts if part.likelihood is not None), None),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from model import ops, random
 from model.heads import bag_head, mlm_head
 from model.types import Backbone
+from objectives.likelihood import pseudo
 from objectives.masking import check, choose, replaced, room
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -126,4 +127,4 @@ def mlm(
         return head.init(key) | ({"bag": whole.init(key)} if bag else {})  # the bag's are zeros
 
     axes = head.axes | ({"bag": whole.axes} if bag else {})
-    return Objective(name, loss, predict, init, axes, corrupt)
+    return Objective(name, loss, predict, init, axes, corrupt, likelihood=pseudo(logits, vocab))

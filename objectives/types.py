@@ -89,6 +89,8 @@ class Objective(NamedTuple):
               (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983)
     needs:    what its rows must hold beside tokens, as "labels" or "types"; rows without are an error before training
     scores:   names of evaluation scores that are not ratios of sums, computed on the arrays of `predict`
+    likelihood: (params, encode, batch) -> float32 [B, S], the log-likelihood of each packed segment, or what stands for
+              it; None where the objective has none
     parts:    the objectives of a mixture; `init` and `axes` are then by their names, each a key of the params tree
 
     `params` is always the whole tree, `{"backbone": ..., name: ...}`.
@@ -104,4 +106,5 @@ class Objective(NamedTuple):
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    likelihood: Callable[..., Array] | None = None
     parts: tuple["Objective", ...] = ()
