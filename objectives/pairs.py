@@ -15,7 +15,7 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     Rows hold pairs packed, as `train.data.rows:pair_sentences` makes them. Each is drawn with probability `rate` to
     lose its second span; the drawn ones of a row pass theirs on, each to the next. One that is drawn alone in its row
     keeps its own. With whom a pair changes hangs on how pairs are packed: this objective is exempt from invariance to
-    packing, and wants several pairs a row.
+    packing, and wants several pairs a row (`longest` of `pair_sentences`, or each fills one).
 
     A corrupted row holds the new `tokens`, `segments`, `positions` and `types`, and under `name` `label` int32 [S], 0
     where the second span follows the first and 1 where it does not.

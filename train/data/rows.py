@@ -71,21 +71,29 @@ def pack_documents(source: Iterable[Record], tokenizer: Tokenizer, length: int, 
     return Rows(stored, report | _space(stored))
 
 
-def pair_sentences(source: Iterable[Record], tokenizer: Tokenizer, length: int, segments: int = 1) -> Rows:
+def pair_sentences(
+    source: Iterable[Record], tokenizer: Tokenizer, length: int, segments: int = 1, longest: int | None = None
+) -> Rows:
     """Rows for objectives on two spans that follow each other: `[CLS] A [SEP] B [SEP]` with `types` 0 and 1.
 
-    A document's sentences are taken in order, as many as fit a row, and B begins at the sentence nearest to the middle
-    (of a single sentence, at its middle); nothing is lost but documents of a single token, counted as `short`. Which
-    span comes first, or whether B follows A, is for the objective to change: next sentence (Devlin et al. 2018),
-    sentence order (Lan et al. 2019, https://arxiv.org/abs/1909.11942), contrastive spans. `example` is (0, index of the
-    pair); pairs of one document are numbered in its order. Texts that come in pairs are `label_examples`' to lay out.
+    A document's sentences are taken in order, as many as fit a row, or a pair of `longest` tokens where several are to
+    share a row (next sentence wants that: it changes the second spans of a row's pairs), and B begins at the sentence
+    nearest to the middle (of a single sentence, at its middle); nothing is lost but documents of a single token,
+    counted as `short`. Which span comes first, or whether B follows A, is for the objective to change: next sentence
+    (Devlin et al. 2018), sentence order (Lan et al. 2019, https://arxiv.org/abs/1909.11942), contrastive spans.
+    `example` is (0, index of the pair); pairs of one document are numbered in its order. Texts that come in pairs are
+    `label_examples`' to lay out.
 
-    Raises ValueError for a `length` under 6.
+    Raises ValueError for a `length` or `longest` under 6, and for a `longest` above `length`.
     """
     _check(length, segments, specials=3)
-    if length < 6:  # of four tokens in rows for two one could be left over
-        raise ValueError(f"length={length}: expected at least 6, for two spans with their three special tokens")
-    vocab, room = tokenizer.vocab, length - 3
+    longest = length if longest is None else longest
+    if not 6 <= longest <= length:  # of four tokens in rows for two one could be left over
+        raise ValueError(
+            f"length={length}, longest={longest}: expected at least 6 of each, for two spans with their three special "
+            "tokens, and no pair longer than a row"
+        )
+    vocab, room = tokenizer.vocab, longest - 3
     cls, sep = (np.array([i], np.int32) for i in (vocab.cls, vocab.sep))
     documents = short = 0
     parts: list[np.ndarray] = []

@@ -208,11 +208,13 @@ def test_errors(make, message):
         make()
 
 
-@given(st.lists(st.lists(st.integers(0, 30), max_size=6), max_size=8), st.integers(6, 24), st.integers(1, 3))
-def test_pairs_of_sentences_hold_every_token_in_order(documents, length, segments):
+@given(st.lists(st.lists(st.integers(0, 30), max_size=6), max_size=8), st.integers(6, 24), st.integers(1, 3), st.data())
+def test_pairs_of_sentences_hold_every_token_in_order(documents, length, segments, data):
     counter = itertools.count(5)
     texts = ["\n".join(" ".join(str(next(counter)) for _ in range(n)) for n in sizes) for sizes in documents]
-    rows = pair_sentences(records(texts), Numbers(), length, segments)
+    longest = data.draw(st.none() | st.integers(6, length))
+    rows = pair_sentences(records(texts), Numbers(), length, segments, longest)
+    assert rows.stored["sizes"].max(initial=0) <= (longest or length)
     want = [[int(i) for i in text.split()] for text in texts]
     starts = {int(line.split()[0]) for text in texts for line in text.splitlines() if line.split()}
     arrays, found = rows.arrays, {}
@@ -240,5 +242,6 @@ def test_pairs_of_sentences():
     assert said == [[CLS, 5, 6, 7, SEP, 8, 9, SEP], [CLS, 10, 11, 12, 13, SEP, 14, SEP]]
     assert rows.arrays["types"][0].tolist() == [0] * 5 + [1] * 3 + [0] * 4
     assert {k: rows.report[k] for k in ("documents", "pieces", "short")} == {"documents": 2, "pieces": 2, "short": 1}
-    with pytest.raises(ValueError, match="length=5: expected at least 6, for two spans"):
-        pair_sentences(records([text]), Numbers(), 5)
+    for length, longest in ((5, None), (12, 5), (12, 13)):
+        with pytest.raises(ValueError, match="expected at least 6 of each, for two spans"):
+            pair_sentences(records([text]), Numbers(), length, 1, longest)

@@ -1,0 +1,74 @@
+"""Objectives side by side: one backbone, the same tokens of Wikipedia, then GLUE's small tasks and BLiMP.
+
+    python -m launch.compare --out=runs/compare --objectives=mlm,causal,hybrid,rtd --steps=2500
+    python -m train --workdir=runs/mlm --config=configs/compare_objectives.py:objective=mlm
+
+The first trains each objective by this config, finetunes it by configs/finetune_glue.py and prints one table; the
+second is one of those trainings. After the colon come key=value pairs, split by commas:
+
+    objective  one of OBJECTIVES below (default: mlm)
+    size       of the backbone, see model.config (default: tiny)
+    steps      of 32 rows of 128 tokens (default: 2500)
+    seed       (default: 0)
+
+`$ROOTSTOCK_DATA` names a folder with `pretrain/wiki_train.jsonl.gz` and `pretrain/wiki_valid.jsonl.gz` (field `text`).
+"""
+
+import ml_collections
+
+_MLM = dict(factory="objectives.mlm:mlm", rate=0.3, mask=1.0, replace=0.0)
+_CAUSAL = dict(factory="objectives.causal:causal")
+_NSP, _SOP = dict(factory="objectives.pairs:nsp"), dict(factory="objectives.pairs:sop")
+OBJECTIVES: dict[str, dict] = {
+    "mlm": _MLM,
+    "mlm-bert": dict(factory="objectives.mlm:mlm"),
+    "mlm-span": _MLM | dict(unit="span"),
+    "mlm-bag": _MLM | dict(bag=0.5),
+    "causal": _CAUSAL,
+    "prefix": _CAUSAL | dict(prefix=True),
+    "hybrid": dict(factory="objectives.hybrid:hybrid", rate=0.3, mask=1.0, replace=0.0),
+    "diffusion": dict(factory="objectives.diffusion:diffusion", least=0.05),
+    "rtd": dict(factory="objectives.rtd:rtd"),
+    "mlm+nsp": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), nsp=_NSP | dict(weight=1.0))),
+    "mlm+sop": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), sop=_SOP | dict(weight=1.0))),
+    "mlm|causal": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), causal=_CAUSAL | dict(weight=1.0)), alternate=True),
+}
+PAIRS = ("mlm+nsp", "mlm+sop")  # their rows hold pairs of spans
+DEFAULTS = {"objective": "mlm", "size": "tiny", "steps": "2500", "seed": "0"}
+
+
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+    given = dict(part.partition("=")[::2] for part in arguments.split(",") if part)
+    if unknown := sorted(given.keys() - DEFAULTS.keys()):
+        raise ValueError(f"{unknown[0]!r} is no argument of this config; they are {', '.join(DEFAULTS)}")
+    at = DEFAULTS | given
+    if at["objective"] not in OBJECTIVES:
+        raise ValueError(f"objective={at['objective']} is not one of {', '.join(OBJECTIVES)}")
+    train = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_train.jsonl.gz")
+    valid = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_valid.jsonl.gz")
+    rows: dict = dict(factory="train.data.rows:pack_documents", length=128)
+    if at["objective"] in PAIRS:  # several to a row: next sentence changes their second spans
+        rows = dict(factory="train.data.rows:pair_sentences", length=128, segments=4, longest=42)
+    config = ml_collections.ConfigDict()
+    config.stages = ("pretrain",)
+    config.tokenizer = dict(
+        factory="train.data.tokenizer:train_sentencepiece", source=train, size=8192, lowercase=True, sentences=20_000
+    )
+    # at init_std 0.02 a small backbone stays long on the unigram plateau
+    config.backbone = dict(
+        size=at["size"], position="rope", norm_at="pre", mlp="geglu", bias=False, types=2, init_std=0.06, eps=1e-5,
+        dropout=0.0, attention_dropout=0.0, max_length=128,
+    )  # fmt: skip
+    config.pretrain = dict(
+        objective=OBJECTIVES[at["objective"]],
+        data=dict(rows, source=train),
+        evals=dict(valid=dict(rows, source=valid)),
+        optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
+        schedule=dict(factory="train.schedule:linear", peak=2e-3, warmup=0.05),
+        batch=32,
+        steps=int(at["steps"]),
+        seed=int(at["seed"]),
+        save_every=1000,
+        log_every=100,
+    )
+    return config
