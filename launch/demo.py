@@ -1,7 +1,6 @@
 """The demo: runs configs/demo.py, then shows what pretraining was worth, as a table, a picture and a short report."""
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -11,19 +10,15 @@ from pathlib import Path
 BASELINE = "TF-IDF + logistic regression"
 
 
-def metrics(folder: Path) -> list[dict]:
-    """A stage's logged metrics, the last line of each step and kind counting."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return list({(line["step"], "test/accuracy" in line): line for line in lines}.values())
-
-
 def accuracies(workdir: Path, stages: list[str]) -> dict[str, list[float]]:
     """Test accuracy in percent of every arm, one a seed: the stages are named arm_seed."""
+    from train.log import curve
+
     arms: dict[str, list[float]] = {}
     for stage in stages:
         if found := re.fullmatch(r"(.*)_\d+", stage):
-            last = [line for line in metrics(workdir / stage) if "test/accuracy" in line][-1]
-            arms.setdefault(found[1], []).append(100 * last["test/accuracy"])
+            _, values = curve(workdir / stage, "test/accuracy")
+            arms.setdefault(found[1], []).append(100 * values[-1])
     return arms
 
 
@@ -51,12 +46,13 @@ def picture(workdir: Path, stages: list[str], arms: dict[str, list[float]], othe
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from train import log
+
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     colours = dict(zip(arms, ("tab:green", "tab:orange"), strict=True))
 
     def curve(axis, stage, term="loss", **style):
-        lines = [line for line in metrics(workdir / stage) if "learning_rate" in line]
-        axis.plot([line["step"] for line in lines], [line[term] for line in lines], lw=0.8, **style)
+        axis.plot(*log.curve(workdir / stage, term), lw=0.8, **style)
 
     curve(axes[0], "pretrain", "mlm", color="tab:blue", label="from its place")
     curve(axes[0], "pretrain", "mlm_bag", color="tab:purple", label="from the segment's mean state")

@@ -42,6 +42,11 @@ def add(sums: Sums, axis: int = 0) -> Sums:
     return Sums(terms, jax.tree.map(lambda x: x.sum(axis), sums.metrics))
 
 
+def floats(sums: Sums) -> Sums:
+    """Counts of whole numbers or of truths as floats, which alone can be differentiated."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, float)), sums)
+
+
 def loss(sums: Sums) -> Array:
     """The scalar loss: sum over terms of coefficient * sum / weight; a term of no weight adds nothing.
 

@@ -60,9 +60,10 @@ def join(text: str) -> None:
 
 def run(config, workdir: Path, stage: str | None = None, fork: Path | None = None) -> None:
     """Trains all the stages of a config, or one; a notebook may call this."""
-    from train import build, loop
+    from train import build, loop, sharding
     from train.data import tokenizer
 
+    sharding.enough_threads()
     config = build.plain(config)
     names = build.stages(config)
     if stage is not None and stage not in names:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -32,7 +33,8 @@ _SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 
 @dataclass(frozen=True)
 class Spec:
-    """The keys of a stage in a config. Those that name a `factory` ("module:function") hold its arguments beside it.
+    """The keys of a stage in a config. Those that name a `factory` ("module:function", or a function itself, as a
+    notebook has it) hold its arguments beside it.
 
     backbone:    `size` (see `model.config`) or `checkpoint` (a stage's folder, to be like it), and changes to it;
                  merged over the config's own `backbone`. V is the tokenizer's, or given, for more embeddings than ids
@@ -68,7 +70,7 @@ class Spec:
     layout: str = "padded"
     carry: dict | None = None
     learned: tuple = ()
-    view: str | None = None
+    view: str | Callable | None = None
     evals: dict = field(default_factory=dict)
     eval_every: int = 0
     log_every: int = 10
@@ -126,13 +128,42 @@ def _check_keys(where: str, found: dict, known: set[str], required: set[str]) ->
         raise ValueError(f"{where} lacks {', '.join(missing)}")
 
 
-def load(path: str) -> Callable:
-    """The object at "module:name"."""
-    module, _, name = path.partition(":")
+def load(factory: str | Callable) -> Callable:
+    """The object at "module:name"; a function is that object itself."""
+    if not isinstance(factory, str):
+        if not hasattr(factory, "__qualname__"):  # such as a partial, which no checkpoint could tell from another
+            raise ValueError(
+                f"the factory {factory!r} is neither a function nor its import path: give the function, and its "
+                f"hyperparameters as keys beside it"
+            )
+        return factory
+    module, _, name = factory.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f'no such factory as {path!r} ({error}); write "module:function"') from error
+        raise ValueError(f'no such factory as {factory!r} ({error}); write "module:function"') from error
+
+
+def path_of(function: Callable) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def version_of(function: Callable) -> str:
+    """Its path with a hash of its source, so that an edited one is another; the path alone where no source is kept."""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return path_of(function)
+    return f"{path_of(function)} (source {hashlib.blake2b(source.encode(), digest_size=4).hexdigest()})"
+
+
+def named(config: Any, name: Callable[[Callable], str] = path_of) -> Any:
+    """A plain config with a name in the place of each function, so that it is JSON."""
+    if isinstance(config, dict):
+        return {k: named(v, name) for k, v in config.items()}
+    if isinstance(config, tuple):
+        return tuple(named(v, name) for v in config)
+    return name(config) if callable(config) else config
 
 
 def bind(section: dict, where: str, *given: str) -> tuple[Callable, dict]:
@@ -148,7 +179,7 @@ def bind(section: dict, where: str, *given: str) -> tuple[Callable, dict]:
     known = {p.name for p in parameters} - set(given)
     required = {p.name for p in parameters if p.default is p.empty} - set(given)
     keys = {k: v for k, v in section.items() if k != "factory"}
-    _check_keys(f"{where} ({section['factory']})", keys, known, required)
+    _check_keys(f"{where} ({named(section['factory'])})", keys, known, required)
     for k, v in keys.items():
         if isinstance(v, dict) and "factory" in v:
             bind(v, f"{where}.{k}")
@@ -283,7 +314,7 @@ def rows(section: dict, where: str, tok: Any, workdir: Path, **how: Any) -> Any:
     source = call(section["source"], f"{where}.source")
     # not where the source lies: its fingerprint tells what it holds
     section = {k: v for k, v in section.items() if k != "source"}
-    facts = {"section": section, "source": source.fingerprint, "tokenizer": tok.vocab.fingerprint}
+    facts = {"section": named(section, version_of), "source": source.fingerprint, "tokenizer": tok.vocab.fingerprint}
     factory, keys = bind(section, where, "source", "tokenizer")
     folder = workdir / "data" / name_of(key_of(facts))
     return prepare(folder, source, tok, partial(factory, **keys), facts, title=f"preparing {where}", **how)
@@ -376,7 +407,7 @@ def _carry(made: Spec, name: str, workdir: Path) -> Carry | None:
 def identity_of(made: Spec) -> dict:
     """What of a stage may not change under its workdir."""
     kept = {k: getattr(made, k) for k in _IDENTITY}
-    return kept | {"backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}}
+    return named(kept | {"backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}}, version_of)
 
 
 def origin(config: dict, name: str, cfg: BackboneConfig, vocab: Vocab) -> dict:
@@ -384,7 +415,7 @@ def origin(config: dict, name: str, cfg: BackboneConfig, vocab: Vocab) -> dict:
     packages = ("rootstock", "jax", "flax", "optax", "orbax-checkpoint")
     return {
         "stage": name,
-        "config": config,
+        "config": named(config),
         "backbone": dataclasses.asdict(cfg),
         "tokenizer": vocab.fingerprint,
         "special": {k: int(getattr(vocab, k)) for k in _SPECIAL},

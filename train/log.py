@@ -102,7 +102,8 @@ class Log:
         self.file.write(json.dumps({"step": step} | tidy) + "\n")
         self.file.flush()
         for name, value in metrics.items():
-            self.board.add_scalar(name, value, step)
+            if math.isfinite(value):  # the board warns of others on standard error
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self.bar:
@@ -110,6 +111,24 @@ class Log:
         if self.writes:
             self.file.close()
             self.board.close()
+
+
+def curve(folder: Path, name: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of a metric that a stage logged in its folder, as "loss" or "dev/accuracy", to be plotted.
+
+    Of a step that was logged twice the later line counts; one where the metric was not finite is left out. Raises
+    ValueError for a metric that is not there, naming those that are.
+    """
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        raise ValueError(f"no {file}: expected the folder of a stage that was trained, WORKDIR/STAGE")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    found = {line["step"]: line[name] for line in lines if name in line}
+    if not found:
+        there = sorted({key for line in lines for key in line} - {"step"})
+        raise ValueError(f"{file} has no metric {name!r}; it has {', '.join(there) or 'none yet'}")
+    points = sorted((step, value) for step, value in found.items() if value is not None)
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _short(x: float) -> str:

@@ -67,12 +67,26 @@ def make_mesh(shape: dict[str, int], devices: list | None = None) -> Mesh:
 
 
 def _devices() -> list:
+    enough_threads()
+    return jax.devices()
+
+
+def simulate(n: int) -> None:
+    """Makes n devices of this machine's CPU, to try a mesh without accelerators. Before anything asks for a device:
+    raises RuntimeError after.
+    """
+    jax.config.update("jax_num_cpu_devices", n)
+    jax.config.update("jax_platforms", "cpu")
+    enough_threads()
+
+
+def enough_threads() -> None:
+    """Threads for simulated devices, where there are such. Before anything asks for a device."""
     # Simulated devices start collectives that do not depend on each other in any order, and each that waits holds a
     # thread. In XLA's pool of as many threads as cores, seven devices were seen to wait in one all-reduce while the
     # eighth waited in an all-gather, for ever. With threads enough all of them are begun, and the wait ends.
     if jax.config.values["jax_num_cpu_devices"] > 1:
         os.environ.setdefault("NPROC", "64")  # read when the devices are made
-    return jax.devices()
 
 
 def abstract_mesh(shape: dict[str, int]) -> AbstractMesh:

@@ -58,7 +58,8 @@ def gradients(
     @partial(jax.jit, inline=True)  # traced once for the two passes
     def outputs(learned_params, rows):
         viewed = view(tree.merge(learned_params, frozen_params, learned))
-        return objective.loss(viewed, partial(backbone.encode, viewed["backbone"]), rows, key, step)
+        out = objective.loss(viewed, partial(backbone.encode, viewed["backbone"]), rows, key, step)
+        return types.floats(out) if objective.join is None else out
 
     def total(learned_params, stacked):
         if objective.join is None:

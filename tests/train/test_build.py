@@ -1,14 +1,22 @@
 """What a config can get wrong, said before anything compiles."""
 
+import functools
+import json
+import linecache
+import os
+
+import jax
 import numpy as np
 import pytest
 from toys import config_of, write_reviews
 from vocabularies import BERT, WORDS
 
+from objectives.mlm import mlm
 from train import build
 from train.__main__ import run
 from train.data import tokenizer as tokenizers
 from train.data.loader import Loader
+from train.data.rows import pack_documents
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +45,16 @@ def changed(config: dict, path: str, value) -> dict:
         ("pretrain.objective", dict(rate=0.1), "needs a factory"),
         ("pretrain.objective", dict(factory="objectives.mlm:mml"), "no such factory as 'objectives.mlm:mml'"),
         ("pretrain.objective", dict(factory="objectives.classify:classify"), "lacks classes"),
+        (
+            "pretrain.objective",
+            dict(factory=mlm, rte=1),
+            r"\(objectives.mlm:mlm\) has no key 'rte'; did you mean 'rate'",
+        ),
+        (
+            "pretrain.objective",
+            dict(factory=functools.partial(mlm, rate=0.3)),
+            "neither a function nor its import path",
+        ),
         (
             "pretrain.objective",
             dict(factory="objectives.classify:classify", classes=2),
@@ -159,3 +177,55 @@ def test_a_plan_knows_a_loaded_tokenizer(folder, tmp_path):
     tokenizers.save(made := build.call(config_of(folder)["tokenizer"], "tokenizer"), tmp_path)
     section = dict(factory="train.data.tokenizer:load", path=str(tmp_path))
     assert build.stand_in_vocab(dict(tokenizer=section)).fingerprint == made.vocab.fingerprint
+
+
+def defined(text: str, name: str = "mine"):
+    """The function of a text, its source kept as a notebook keeps a cell's."""
+    file = f"<cell {hash(text)}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    names: dict = {"__name__": "notebook"}
+    exec(compile(text, file, "exec"), names)
+    return names[name]
+
+
+MINE = """
+def mine(backbone, vocab, *, rate=0.3):
+    from objectives.mlm import mlm
+    return mlm(backbone, vocab, rate=rate)
+"""
+
+
+def test_a_function_stands_where_its_import_path_may(folder, tmp_path):
+    def made(factory, **more):
+        return build.stage(config_of(folder, objective=dict(factory=factory, **more)), "pretrain", tmp_path)
+
+    mine = made(defined(MINE), rate=0.2)
+    assert mine.objective.name == "mlm"
+    written = json.loads(json.dumps(mine.provenance | dict(identity=mine.identity)))
+    assert written["config"]["pretrain"]["objective"] == dict(factory="notebook:mine", rate=0.2)
+    was = written["identity"]["objective"]["factory"]
+    assert was.startswith("notebook:mine (source ")
+    assert made(defined(MINE)).identity["objective"]["factory"] == was
+    assert made(defined(MINE.replace("0.3", "0.4"))).identity["objective"]["factory"] != was
+    exec(MINE, names := {"__name__": "typed"})  # a function whose source is not kept has its name
+    assert made(names["mine"]).identity["objective"]["factory"] == "typed:mine"
+    assert mine.identity | dict(objective=0) == made("objectives.mlm:mlm").identity | dict(objective=0)
+
+
+def test_rows_and_views_may_be_functions_too(folder, tmp_path):
+    config = changed(config_of(folder), "pretrain.data.factory", pack_documents)
+    stage = build.stage(changed(config, "pretrain.view", build.training.identity), "pretrain", tmp_path)
+    assert stage.identity["data"]["factory"].startswith("train.data.rows:pack_documents (source ")
+    assert stage.view is build.training.identity
+    by_path = build.stage(config_of(folder), "pretrain", tmp_path).rows
+    np.testing.assert_array_equal(stage.rows.read(np.arange(9))["tokens"], by_path.read(np.arange(9))["tokens"])
+
+
+def test_simulated_devices_have_their_threads_before_they_are_made(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("NPROC")
+    found = []
+    monkeypatch.setattr(jax, "process_index", lambda: found.append(os.environ.get("NPROC")) or 0)
+    with pytest.raises(ValueError, match="warmup=99"):
+        run(changed(config_of(folder), "pretrain.schedule", dict(factory="train.schedule:linear", peak=1.0, warmup=99)),
+            tmp_path)  # fmt: skip
+    assert found[0] == "64"

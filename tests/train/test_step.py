@@ -98,6 +98,24 @@ def test_gradient_is_that_of_the_mean_over_the_batch(bb, vocab, packed):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12 * float(norm)), got, want)
 
 
+def test_counts_of_whole_numbers_are_counts(bb, vocab, alone):
+    """An objective may count truths, and double a term by 2: the gradient is that of floats, doubled."""
+    objective = classify(bb, vocab, classes=3)
+    params = params_of(bb, objective)
+
+    def whole(*args):
+        sums = objective.loss(*args)
+        terms = {k: types.Term(t.sum, t.weight.astype(jnp.int32), 2) for k, t in sums.terms.items()}
+        return types.Sums(terms, {"some": types.Ratio(jnp.bool_(True), jnp.int32(4))})
+
+    want, _ = jax.jit(gradients(bb, objective, everything(params)))(params, alone)
+    counted = gradients(bb, objective._replace(loss=whole), everything(params), microbatches=2)
+    got, sums = jax.jit(counted)(params, alone)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(b, 2 * a, rtol=1e-4, atol=1e-5)
+    assert types.report(sums)["some"] == 0.25
+
+
 def test_contrastive_microbatches_are_gradient_caching(bb, vocab, alone):
     """`join` against jax.grad of the whole batch at once."""
     objective = toys.contrast(bb, vocab)
