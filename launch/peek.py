@@ -8,7 +8,7 @@ import numpy as np
 _HELP = """Prints rows of a step exactly as the model sees them, corrupted by the step's own key.
 
   python -m launch.peek --config=configs/demo.py --workdir=runs/demo
-  python -m launch.peek --config=configs/demo.py --workdir=runs/demo --stage=finetune --step=120 --rows=4
+  python -m launch.peek --config=configs/demo.py --workdir=runs/demo --stage=pretrained_0 --step=120 --rows=4
   python -m launch.peek --config=configs/demo.py --workdir=runs/demo --config.pretrain.objective.rate=0.4 | less
 
 Steps count from 0: step 0 is the one that the log calls 1. Tokens that the objective changed are coloured on a

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _EXAMPLES = """examples:
-  python -m launch.predict --workdir=runs/demo --stage=finetune --best --text="A fine film."
-  python -m launch.predict --workdir=runs/demo --stage=finetune --texts=reviews.jsonl --out=predictions.jsonl
+  python -m launch.predict --workdir=runs/sst2 --stage=finetune --best --text="A fine film."
+  python -m launch.predict --workdir=runs/sst2 --stage=finetune --texts=reviews.jsonl --out=predictions.jsonl
   python -m launch.predict --workdir=runs/demo --stage=pretrain --text="The film was [MASK] ."
-  zcat reviews.txt.gz | python -m launch.predict --workdir=runs/demo --stage=finetune -
-  python -m launch.predict --workdir=runs/demo --stage=finetune --best --evaluate
+  zcat reviews.txt.gz | python -m launch.predict --workdir=runs/sst2 --stage=finetune -
+  python -m launch.predict --workdir=runs/sst2 --stage=finetune --best --evaluate
 
 One JSON object a text comes out, in the order of the texts. A .txt file (and standard input) holds a text a line;
 .jsonl, .csv and .tsv files have a column `text`, and for tasks on pairs a column `pair`. A text too long for the

@@ -58,6 +58,7 @@ CASES = {
     "regress": Case(partial(regress, pooling="mean"), MODERN),
     "join": Case(toys.contrast),
     "after": Case(toys.teacher, frozen=("teacher/.*",)),
+    "readme": Case(partial(toys.swapped, rate=0.5)),
 }
 
 

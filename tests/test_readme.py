@@ -1,36 +1,24 @@
-"""The README's objective, as it stands there, trains through the loop."""
+"""The README's objective, as it stands there, trains as it stands there."""
 
-import dataclasses
-import re
-from pathlib import Path
+import numpy as np
+from toys import config_of, readme, write_reviews
 
-import jax
-import optax
-from toys import config_of, write_reviews
-
-from train import build, checkpoint, loop
-
-README = (Path(__file__).parents[1] / "README.md").read_text()
+import configs.demo
+from train import checkpoint
+from train.log import curve
 
 
-def test_the_objective_in_the_readme(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
-    names: dict = {}
-    exec(blocks[0], names)
-    assert len(blocks[0].splitlines()) < 45
+def test_the_objective_in_the_readme(tmp_path, monkeypatch):
+    objective, training = readme()
+    assert len(objective.splitlines()) < 45
     write_reviews(tmp_path / "reviews.tsv")
-    stage = build.stage(config_of(tmp_path), "pretrain", tmp_path)
-    objective = names["swapped"](stage.backbone, stage.vocab)
-    stage = dataclasses.replace(
-        stage,
-        name="swapped",
-        objective=objective,
-        optimizer=optax.adam(1e-3),
-        schedule=lambda step: 1e-3,
-        steps=3,
-        learned=jax.tree.map(lambda _: True, build.shapes(stage.backbone, objective)),
-    )
-    state = loop.fit(stage, tmp_path)
-    assert int(state.step) == 3
-    assert checkpoint.steps_in(tmp_path / "swapped" / "checkpoints") == [3]
+    monkeypatch.setattr(configs.demo, "get_config", lambda: config_of(tmp_path, save_every=50))
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    exec(objective, names)
+    exec(training, names)
+    assert checkpoint.steps_in(tmp_path / "runs/notebook/swapped/checkpoints") == [50]
+    steps, losses = curve(tmp_path / "runs/notebook/swapped", "loss")
+    assert steps == list(range(1, 51))
+    assert abs(losses[0] - np.log(2)) < 1e-5  # its weights are zeros
+    assert np.mean(losses[-10:]) < 0.64

@@ -1,5 +1,6 @@
 """Toys of several tests: a recipe on made-up reviews, and objectives that drive what none of ours needs yet."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +104,21 @@ def teacher(backbone: Backbone, vocab: Vocab, *, decay: float = 0.9, name: str =
         return params | {name: moved}
 
     return Objective(name, loss, lambda *a: {}, backbone.init, backbone.axes, after=after)
+
+
+def readme() -> list[str]:
+    """The README's Python, without the line that makes devices: tests have theirs."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    return [
+        re.sub(r"^simulate\(.*\n", "", block, flags=re.M) for block in re.findall(r"```python\n(.*?)```", text, re.S)
+    ]
+
+
+def swapped(backbone: Backbone, vocab: Vocab, **hyperparameters) -> Objective:
+    """The README's objective."""
+    names: dict = {}
+    exec(readme()[0], names)
+    return names["swapped"](backbone, vocab, **hyperparameters)
 
 
 WORDS = [

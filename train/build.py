@@ -270,6 +270,8 @@ def tokenizer(config: dict, workdir: Path) -> Any:
     """The config's tokenizer, kept in the workdir: trained or loaded there once, and found there ever after."""
     from train.data import tokenizer as tokenizers
 
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"the workdir {workdir} is a file: take a folder, or one that is yet to be made")
     if (kept := tokenizers.find(workdir)) is not None:
         return tokenizers.load(kept)
     made = call(config["tokenizer"], "tokenizer")

@@ -35,7 +35,7 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return app.parse_flags_with_usage(argv)
+            return flags.FLAGS(argv)
         except AttributeError as error:
             missing = error.args[0] if error.args else None
             if not isinstance(missing, KeyError):
@@ -44,6 +44,10 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
             sys.exit(f"error: the config has no key {key} to override; {hint or 'its file sets those that it has'}")
         except OSError as error:
             sys.exit(_unreadable(error))
+        except flags.Error as error:  # that a config file raises comes with its traceback, as text
+            last = str(error).strip().splitlines()[-1].strip()
+            ours = last.startswith("ValueError: ")
+            sys.exit(f"error: {last.removeprefix('ValueError: ') if ours else error}; see --help")
 
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
