@@ -8,7 +8,6 @@ import jax
 import nbformat
 import numpy as np
 import pytest
-from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
 from train.log import curve
@@ -33,7 +32,7 @@ def execute(tmp_path, monkeypatch):
             (cell,) = [c for c in book.cells if was in c.source]
             cell.source = cell.source.replace(was, now)
         where = {"metadata": {"path": str(tmp_path)}}
-        NotebookClient(book, km=KernelManager(transport="ipc"), timeout=600, resources=where).execute()
+        NotebookClient(book, kernel_name="python3", startup_timeout=300, timeout=600, resources=where).execute()
         return {cell.id: cell for cell in book.cells}
 
     return run
