@@ -88,7 +88,9 @@ def mix(
             for part, of in zip(sharing, _sharing(backbone, sharing, params, encode, rows, key, step), strict=True):
                 found[part.name] = _if(now[part.name], of) if alternate and key is not None else of()
         if joins:
-            several = {part.name: found[part.name] if part.join else _row_of(found[part.name]) for part in parts}
+            several = {
+                part.name: found[part.name] if part.join else _row_of(types.floats(found[part.name])) for part in parts
+            }
             return several | {name: _row_of(now)}
         return _weighed(found, now)
 
