@@ -77,6 +77,10 @@ def _unchanged(params: dict, step: Array) -> dict:
     return params
 
 
+def _as_made(params: dict) -> dict:
+    return params
+
+
 class Objective(NamedTuple):
     """A training task as pure functions, made by a factory `(backbone, vocab, **hyperparameters) -> Objective`.
 
@@ -88,6 +92,8 @@ class Objective(NamedTuple):
     init:     key -> params of its own, {} if none
     axes:     logical axis names of those, same tree
     corrupt:  (key, row, step) -> row; ONE row, the step vmaps it. Draws come from `model.random` by token or segment
+    begin:    params -> params, once, before a fresh stage's first step: after `init` and after what is carried (an EMA
+              teacher that begins as the student); not where a run is resumed or forked
     after:    (params, step) -> params, once an update is done (an EMA teacher)
     join:     (params, outputs, batch) -> Sums where the loss couples examples (contrastive); `outputs` is then the
               whole batch's, and the step differentiates through it exactly, microbatch by microbatch
@@ -107,6 +113,7 @@ class Objective(NamedTuple):
     init: Callable[[Array], dict] = _no_params
     axes: Any = {}  # noqa: RUF012  (a NamedTuple default, never mutated)
     corrupt: Callable[[Array, dict, Array], dict] = _as_it_is
+    begin: Callable[[dict], dict] = _as_made
     after: Callable[[dict, Array], dict] = _unchanged
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()

@@ -99,11 +99,14 @@ def teacher(backbone: Backbone, vocab: Vocab, *, decay: float = 0.9, name: str =
             }
         )
 
+    def begin(params):
+        return params | {name: params["backbone"]}
+
     def after(params, step):
         moved = jax.tree.map(lambda t, b: decay * t + (1 - decay) * b, params[name], params["backbone"])
         return params | {name: moved}
 
-    return Objective(name, loss, lambda *a: {}, backbone.init, backbone.axes, after=after)
+    return Objective(name, loss, lambda *a: {}, backbone.init, backbone.axes, begin=begin, after=after)
 
 
 def readme() -> list[str]:

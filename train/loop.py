@@ -134,9 +134,9 @@ def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | N
 
 
 def _state(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> TrainState:
-    """Restored, or fresh with what it carries."""
+    """Restored, or fresh with what it carries and what the objective then begins with."""
     if origin.folder is None:
-        return _carried(stage, first_state(stage, like), log)
+        return _begun(stage, _carried(stage, first_state(stage, like), log))
     state = checkpoint.restore(origin.folder, origin.step, like)
     log.say(origin.says)
     return state
@@ -175,6 +175,11 @@ def _carried(stage: Stage, state: TrainState, log: Log) -> TrainState:
     params = jax.device_put(params, _placed(state).params)
     log.say(f"carried from {stage.carry.folder} at step {step}:\n{carry.summary(report)}")
     return state._replace(params=params)
+
+
+def _begun(stage: Stage, state: TrainState) -> TrainState:
+    begin = jax.jit(stage.objective.begin, donate_argnums=0, out_shardings=_placed(state).params)
+    return state._replace(params=begin(state.params))
 
 
 def _check_same(stage: Stage, saved: dict, workdir: Path) -> None:

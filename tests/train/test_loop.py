@@ -156,6 +156,27 @@ def test_early_stopping_stays_stopped(folder, whole):
     assert checkpoint.steps_in(workdir / "finetune" / "checkpoints") == [2]
 
 
+def test_a_teacher_begins_as_what_is_carried(folder, whole):
+    """With a decay of 1 the teacher stays what it began as: the carried student. A resume does not begin again."""
+    config = config_of(folder)
+    config["finetune"] |= dict(
+        objective=dict(factory="toys:teacher", decay=1.0), learned=(("teacher/.*", False),),
+        data=config["pretrain"]["data"], mesh="data=2,tensor=2,fsdp=2", evals={}, best=None, epochs=None, save_every=2,
+    )  # fmt: skip
+    broken, unbroken = folder / "teacher", folder / "unbroken-teacher"
+    for workdir, steps in ((broken, (2, 4)), (unbroken, (4,))):
+        shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns("finetune"))
+        for n in steps:
+            config["finetune"]["steps"] = n
+            run(config, workdir, "finetune")
+    want, got, other = params_at(whole, "pretrain"), params_at(broken, "finetune"), params_at(unbroken, "finetune")
+    for name in got:
+        np.testing.assert_array_equal(got[name], other[name], err_msg=name)
+        if name.startswith("teacher"):
+            np.testing.assert_array_equal(got[name], want[name.replace("teacher", "backbone", 1)], err_msg=name)
+    assert (got["backbone/embed/tokens"] != want["backbone/embed/tokens"]).any()
+
+
 def test_another_tokenizer_is_refused(folder, whole):
     config = config_of(folder)
     config["tokenizer"]["size"] = 36
