@@ -92,6 +92,39 @@ def bag_head(cfg: BackboneConfig) -> Part:
     return head._replace(apply=apply)
 
 
+_PLACES = 32  # of a run that have an embedding of their own; those further on share the last
+
+
+class _BoundaryHead(nn.Module):
+    cfg: BackboneConfig
+
+    @nn.compact
+    def __call__(self, left_BPD: Array, right_BPD: Array, place_BP: Array, tokens_VE: Array) -> Array:
+        cfg = self.cfg
+        B, P, D = left_BPD.shape
+        table = parts.kernel(cfg, "positions", "embed")
+        place_RD = self.param("places", table, (_PLACES, D), cfg.param_dtype).astype(cfg.dtype)
+        place_BPD = ops.take(place_RD, jnp.minimum(place_BP, _PLACES - 1))
+        x = jnp.stack([left_BPD, right_BPD, place_BPD], 2).reshape(1, B * P, 3 * D)
+        first = parts.Linear(cfg, (3, D, D), ("parts", "embed", "embed_out"), 1, name="first")
+        x_1RD = parts.Norm(cfg, name="first_norm")(ops.gelu(first(x)))
+        x_1RE = parts.Linear(cfg, (D, cfg.E), ("embed", "embed_out"), 1, name="second")(x_1RD)
+        x_1RE = parts.Norm(cfg, name="second_norm")(ops.gelu(x_1RE))
+        logits_RV = jnp.einsum("RE,VE->RV", x_1RE[0], tokens_VE.astype(cfg.dtype))
+        bias_V = self.param("bias", parts.named(nn.initializers.zeros, ("vocab",)), (cfg.V,), cfg.param_dtype)
+        return ops.add_bias(logits_RV, bias_V.astype(cfg.dtype)).reshape(B, P, cfg.V)
+
+
+def boundary_head(cfg: BackboneConfig) -> Part:
+    """A hidden token from the two states beside its run and its place in the run (Joshi et al. 2019,
+    https://arxiv.org/abs/1907.10529, section 3.2): `apply(params, left [B, P, D], right [B, P, D], place int [B, P],
+    token embeddings [V, E]) -> [B, P, V]`. Two layers with GELU and a norm each, of the three vectors end to end.
+    """
+    x, place = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((cfg.V, cfg.E), cfg.param_dtype)
+    return parts.part(_BoundaryHead(cfg), x, x, place, tokens)
+
+
 class _Outputs(nn.Module):
     """A map from D to D with an activation, a norm if asked for, dropout, and a linear map to the outputs."""
 

@@ -15,7 +15,7 @@ def wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def take(x: Array, *index: Array) -> Array:
+def take(x: jax.typing.ArrayLike, *index: Array) -> Array:
     """x[index], for indices known to be from 0 to below the axis: no code for what else they might be."""
     return jnp.asarray(x).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 

@@ -1,5 +1,6 @@
 """Masked and causal language modelling by one head, side by side in one batch (GPT-BERT)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from model.types import Backbone
 from objectives.causal import following
 from objectives.likelihood import pseudo
 from objectives.masking import check, choose, replaced
+from objectives.ngrams import ngrams as listed
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -26,6 +28,7 @@ def hybrid(
     choice: str = "exact",
     unit: str = "token",
     span: float = 3.0,
+    ngrams: str | Sequence[Sequence[int]] | None = None,
     tied: bool = True,
     softcap: float | None = None,
     activation: str = "layers",
@@ -39,7 +42,7 @@ def hybrid(
 
     Args:
       causal: share of the segments that are causal.
-      rate, mask, replace, choice, unit, span: of the masked ones, see `objectives.mlm.mlm`.
+      rate, mask, replace, choice, unit, span, ngrams: of the masked ones, see `objectives.mlm.mlm`.
       tied, softcap, activation: see `model.heads.mlm_head`.
 
     A corrupted row holds `reach` int32 [L], and under `name` `target` int32 [L], `weight` float32 [L] (whether the next
@@ -50,7 +53,8 @@ def hybrid(
     """
     if not 0 <= causal <= 1:
         raise ValueError(f"hybrid causal={causal} must be a share between 0 and 1")
-    how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span)
+    trie = None if ngrams is None else listed(ngrams, vocab.size)
+    how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span, ngrams=trie)
     check("hybrid", mask=mask, replace=replace, **how_chosen)
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
     ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)

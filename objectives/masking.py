@@ -1,4 +1,4 @@
-"""Which positions are hidden: tokens, whole words or spans; exactly so many of a segment, or each by itself."""
+"""Which positions are hidden: tokens, words, spans or n-grams; exactly so many of a segment, or each by itself."""
 
 import math
 
@@ -8,13 +8,17 @@ import numpy as np
 
 from model import random
 from model.types import Array
+from objectives.ngrams import Ngrams, cut
 from objectives.vocab import Vocab
 
 CHOICES = ("exact", "independent")
-UNITS = ("token", "word", "span")
+UNITS = ("token", "word", "span", "ngram")
 
 
-def check(name: str, *, rate: float, mask: float, replace: float, choice: str, unit: str, span: float) -> None:
+def check(
+    name: str, *, rate: float, mask: float, replace: float, choice: str, unit: str, span: float,
+    ngrams: Ngrams | None = None,
+) -> None:  # fmt: skip
     """Raises ValueError, naming the hyperparameter of the objective `name`, for what cannot be."""
     for what, share in dict(rate=rate, mask=mask, replace=replace, mask_and_replace=mask + replace).items():
         if not 0 <= share <= 1 or (what == "rate" and share == 0):
@@ -22,31 +26,36 @@ def check(name: str, *, rate: float, mask: float, replace: float, choice: str, u
     if choice not in CHOICES:
         raise ValueError(f'{name} choice={choice!r} must be "exact" or "independent"')
     if unit not in UNITS:
-        raise ValueError(f'{name} unit={unit!r} must be "token", "word" or "span"')
+        raise ValueError(f"{name} unit={unit!r} must be one of {', '.join(UNITS)}")
+    if (unit == "ngram") != (ngrams is not None):
+        raise ValueError(f'{name} unit={unit!r}: unit="ngram" and a list of ngrams belong together')
     if span < 1:
         raise ValueError(f"{name} span={span} is a mean length in words and must be at least 1")
 
 
-def room(length: int, segments: int, *, rate: float, choice: str, unit: str, span: float) -> int:
+def room(
+    length: int, segments: int, *, rate: float, choice: str, unit: str, span: float, ngrams: Ngrams | None = None
+) -> int:
     """A number of positions a row that `choose` rarely exceeds."""
     # exact: one rounding a segment, each of deviation at most 1/2; else binomial, by unit
     if choice == "exact":
         slack = min(segments, 2 * math.sqrt(segments))
         return min(length, math.floor(rate * length) + math.ceil(slack))
     # tokens of a unit, weighed by tokens: a geometric length counts about twice its mean
-    size = {"token": 1.0, "word": 2.0, "span": 3.0 * span}[unit]
+    size = {"token": 1.0, "word": 2.0, "span": 3.0 * span, "ngram": ngrams.length if ngrams else 0.0}[unit]
     return min(length, math.ceil(rate * length + 4 * math.sqrt(length * rate * (1 - rate) * size)))
 
 
 def choose(
-    key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, *, rate: float, choice: str, unit: str, span: float
-) -> tuple[Array, Array]:
+    key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, *, rate: float, choice: str, unit: str, span: float,
+    ngrams: Ngrams | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
     """(chosen bool [L], luck [L]): the ordinary tokens of a row that are hidden, and the draws that chose them.
 
     See `objectives.mlm.mlm` for the hyperparameters.
     """
     segments_L = row["segments"]
-    luck_L = _unit_luck(key, row, ordinary_L, word_starts_V, unit, span)
+    luck_L = _unit_luck(key, row, ordinary_L, word_starts_V, unit, span, ngrams)
     if choice == "independent":
         return ordinary_L & (luck_L < rate), luck_L
     budget_S = rate * _count(segments_L, ordinary_L, row)
@@ -65,7 +74,9 @@ def replaced(key: Array, ids: Array, tokens: Array, vocab: Vocab, *, mask: float
     return jnp.where(how < mask, vocab.mask, jnp.where(how < mask + replace, other, tokens)).astype(tokens.dtype)
 
 
-def _unit_luck(key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, unit: str, span: float) -> Array:
+def _unit_luck(
+    key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, unit: str, span: float, ngrams: Ngrams | None
+) -> Array:
     """One draw a unit, given to each of its tokens. Units never cross a special token or a segment's end."""
     ids_L = random.tokens(row)
     luck_L = random.uniform(random.fold(key, "choose"), ids_L)
@@ -76,6 +87,8 @@ def _unit_luck(key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, u
         starts_L &= random.uniform(random.fold(key, "span"), ids_L) < 1 / span
     previous_L = jnp.roll(ordinary_L, 1).at[0].set(False)
     starts_L |= ~ordinary_L | ~previous_L | (row["positions"] == 0)
+    if ngrams is not None:
+        starts_L = cut(ngrams, row, ordinary_L, starts_L)
     first_L = jax.lax.cummax(jnp.where(starts_L, jnp.arange(starts_L.size), 0))
     return luck_L[first_L]
 

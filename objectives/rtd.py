@@ -1,6 +1,7 @@
 """Replaced-token detection: a small generator fills in masked tokens, the backbone tells which are not the text's."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from model import ops, random
 from model.backbone import backbone as transformer
 from model.heads import mlm_head, token_head
 from model.types import Backbone
-from objectives.mlm import mlm
+from objectives.hiding import hiding, set_at
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -24,6 +25,7 @@ def rtd(
     choice: str = "exact",
     unit: str = "token",
     span: float = 3.0,
+    ngrams: str | Sequence[Sequence[int]] | None = None,
     capacity: float | None = None,
     tied: bool = True,
     name: str = "rtd",
@@ -37,13 +39,13 @@ def rtd(
     Args:
       generator: changes to the backbone's config that make the generator's. None divides width, heads and feed-forward
         by four, or as far as they go.
-      rate, choice, unit, span, capacity: of the generator's task, see `objectives.mlm.mlm`; chosen tokens all become
-        [MASK].
+      rate, choice, unit, span, ngrams, capacity: of the generator's task, see `objectives.mlm.mlm`; chosen tokens all
+        become [MASK].
       tied: the generator reads and predicts by the backbone's token embeddings, and trains them too (section 3.2).
 
-    A corrupted row holds the masked `tokens`, and what `objectives.mlm.mlm` says under `name`.
+    A corrupted row holds the masked `tokens`, and what `objectives.hiding.hiding` says under `name`.
     `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.
-    Raises ValueError for what mlm refuses, and for a generator larger than the backbone.
+    Raises ValueError for what hiding refuses, and for a generator larger than the backbone.
     """
     cfg = backbone.config
     small = _smaller(cfg) if generator is None else dict(generator)
@@ -59,8 +61,7 @@ def rtd(
     if coefficient < 0:
         raise ValueError(f"rtd coefficient={coefficient} is that of a loss term and must not be negative")
     author = transformer(made)
-    task = mlm(author, vocab, rate=rate, mask=1.0, replace=0.0, choice=choice, unit=unit, span=span, capacity=capacity,
-               name=name)  # fmt: skip
+    hide = hiding(name, vocab, rate=rate, choice=choice, unit=unit, span=span, ngrams=ngrams, capacity=capacity)
     words, judge = mlm_head(made), token_head(cfg, 1, activation="layers", dropout=0.0)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
@@ -76,10 +77,8 @@ def rtd(
         sample_BP = (jax.lax.stop_gradient(ops.wide(logits_BPV)) + luck_BPV).argmax(-1)
         target_BP, weight_BP = mine["target"], mine["weight"]
         new_BP = jnp.where(weight_BP > 0, sample_BP, target_BP)
-        rows_B1 = jnp.arange(len(new_BP))[:, None]
-        tokens_BL = jnp.asarray(batch["tokens"]).at[rows_B1, mine["index"]].set(new_BP.astype(batch["tokens"].dtype))
-        wrong_BP = (new_BP != target_BP).astype(jnp.float32)
-        wrong_BL = jnp.zeros(tokens_BL.shape, jnp.float32).at[rows_B1, mine["index"]].set(wrong_BP)
+        tokens_BL = set_at(batch["tokens"], mine["index"], new_BP)
+        wrong_BL = set_at(jnp.zeros(tokens_BL.shape, jnp.float32), mine["index"], new_BP != target_BP)
         seen = dict(batch) | {"tokens": tokens_BL}
         score_BL = judge.apply(own["judge"], encode(seen, key).hidden, seen, key)[..., 0]
         real_BL = (batch["segments"] > 0).astype(score_BL.dtype)
@@ -114,7 +113,7 @@ def rtd(
     axes = {
         "generator": _without(author.axes) if tied else author.axes, "words": words.axes, "judge": judge.axes,
     }  # fmt: skip
-    return Objective(name, loss, predict, init, axes, task.corrupt)
+    return Objective(name, loss, predict, init, axes, hide)
 
 
 def _smaller(cfg) -> dict[str, Any]:

@@ -42,10 +42,14 @@ class Case(NamedTuple):
     packing: bool = True  # whether what is drawn is the same however texts are packed
 
 
+# word starts are the ids that three does not divide
+NGRAMS = [(a, b) for a in range(5, V) for b in range(5, V) if a % 3 and (a + b) % 3 == 0]
+
 CASES = {
     "mlm": Case(mlm),
     "mlm-modern-words": Case(partial(mlm, rate=0.3, unit="word", tied=False, softcap=30.0), MODERN),
     "mlm-spans-bag": Case(partial(mlm, rate=0.3, unit="span", choice="independent", capacity=0.9, bag=0.5), BERT),
+    "mlm-ngrams-boundary": Case(partial(mlm, rate=0.3, unit="ngram", ngrams=NGRAMS, boundary=0.5, tied=False), MODERN),
     "causal": Case(causal),
     "causal-prefix-modern": Case(partial(causal, prefix=True, tied=False), MODERN),
     "diffusion": Case(partial(diffusion, least=0.1), MODERN),

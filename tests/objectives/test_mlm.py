@@ -1,5 +1,6 @@
 """Masking against the binomial it claims, by a loop over rows, and the loss against its closed form."""
 
+import math
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from model import random
 from model.backbone import backbone
 from model.config import sized
 from objectives import types
+from objectives.hiding import boundaries
 from objectives.mlm import mlm
 from train import step as training
 
@@ -175,6 +177,67 @@ def test_bag_against_a_loop(bb, vocab, packed):
     assert sums.terms["mlm_bag"].coefficient == 3.0
 
 
+def layer_norm(x, params):
+    x = x - x.mean()
+    return x / np.sqrt((x * x).mean() + 1e-12) * params["scale"] + params["bias"]
+
+
+def test_boundary_against_a_loop(bb, vocab, packed):
+    """Each hidden token from the two states beside its run, found by walking, and the head written out by hand."""
+    objective = mlm(bb, vocab, rate=0.5, unit="span", boundary=3.0)
+    params = params_of(bb, objective)
+    batch = corrupt(objective, packed)
+    sums = jax.jit(lambda p, b: objective.loss(p, partial(bb.encode, p["backbone"]), b, None, 0))(params, batch)
+    hidden = np.asarray(jax.jit(bb.encode)(params["backbone"], batch).hidden, np.float64)
+    own, tokens = jax.tree.map(np.float64, params["mlm"]["boundary"]), params["backbone"]["embed"]["tokens"]
+    gelu = lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+    chosen, segments, total, count, places = chosen_of(batch), packed["segments"], 0.0, 0, set()
+    for b, i in zip(*np.nonzero(chosen), strict=True):
+        left, right = i - 1, i + 1
+        while left >= 0 and segments[b, left] == segments[b, i] and chosen[b, left]:
+            left -= 1
+        while right < segments.shape[1] and segments[b, right] == segments[b, i] and chosen[b, right]:
+            right += 1
+        places.add(i - left - 1)
+        x = np.stack([hidden[b, left], hidden[b, right], own["places"][i - left - 1]])
+        x = gelu(np.einsum("kd,kde->e", x, own["first"]["kernel"]) + own["first"]["bias"])
+        x = gelu(layer_norm(x, own["first_norm"]) @ own["second"]["kernel"] + own["second"]["bias"])
+        logits = tokens @ layer_norm(x, own["second_norm"]) + own["bias"]
+        total += np.log(np.exp(logits).sum()) - logits[packed["tokens"][b, i]]
+        count += 1
+    assert len(places) > 4
+    np.testing.assert_allclose(float(sums.terms["mlm_boundary"].sum), total, rtol=1e-5)
+    assert float(sums.terms["mlm_boundary"].weight) == count
+    assert sums.terms["mlm_boundary"].coefficient == 3.0
+
+
+def test_a_run_at_a_segments_edge_has_no_boundary():
+    """Segments 1 1 1 1 2 2 2 and a row's end: runs that touch an edge, one that does not, and two side by side."""
+    row = dict(segments=jnp.array([1, 1, 1, 1, 2, 2, 2, 2, 2]))
+    index, weight = jnp.array([3, 4, 6, 1, 8, 2, 0]), jnp.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    found = boundaries(row | {"mlm": dict(index=index, weight=weight)}, "mlm")
+    np.testing.assert_array_equal(found["bounded"], [0, 0, 1, 0, 0, 0, 0])
+    assert (int(found["left"][2]), int(found["right"][2]), int(found["place"][2])) == (5, 7, 0)
+    np.testing.assert_array_equal(found["place"][jnp.array([0, 5, 1])], [1, 0, 0])
+
+
+@pytest.mark.parametrize("choice", ["exact", "independent"])
+def test_ngrams_are_whole(bb, vocab, rows, choice):
+    listed = [(7, 8), (7, 8, 10), (10, 11, 12, 13), (22, 25)]
+    tokens = rows["tokens"].copy()
+    for b in range(B):  # so that they occur
+        tokens[b, 3:7], tokens[b, 9:12], tokens[b, 15:18], tokens[b, 20] = (7, 8, 10, 11), (7, 8, 13), (22, 25, 5), 10
+    objective = mlm(bb, vocab, rate=0.3, choice=choice, unit="ngram", ngrams=listed)
+    out = corrupt(objective, rows | {"tokens": tokens})
+    chosen = chosen_of(out)
+    for unit in ([3, 4, 5], [9, 10], [15, 16]):
+        together = chosen[:, unit]
+        assert (together.all(1) == together.any(1)).all()
+        assert 0.15 < together.any(1).mean() < 0.45
+    assert (chosen[:, 5] != chosen[:, 6]).mean() > 0.2  # the next word is another unit
+    assert int(out["mlm"]["surplus"].sum()) == 0
+
+
 @pytest.mark.parametrize(
     "wrong, says",
     [
@@ -183,6 +246,9 @@ def test_bag_against_a_loop(bb, vocab, packed):
         (dict(choice="some"), "choice='some'"),
         (dict(unit="line"), "unit='line'"),
         (dict(bag=-1.0), "bag=-1.0 is the coefficient"),
+        (dict(boundary=-1.0), "boundary=-1.0 is the coefficient"),
+        (dict(unit="ngram"), 'unit="ngram" and a list of ngrams belong together'),
+        (dict(ngrams=[(7, 8)]), 'unit="ngram" and a list of ngrams belong together'),
         (dict(softcap=-1.0), "softcap=-1.0 must be positive"),
     ],
 )
