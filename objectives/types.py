@@ -95,6 +95,8 @@ class Objective(NamedTuple):
     begin:    params -> params, once, before a fresh stage's first step: after `init` and after what is carried (an EMA
               teacher that begins as the student); not where a run is resumed or forked
     after:    (params, step) -> params, once an update is done (an EMA teacher)
+    frozen:   patterns of paths in the whole tree that no gradient is for, as a teacher's, which `after` alone moves;
+              `train.build` puts them before the stage's `learned` rules
     join:     (params, outputs, batch) -> Sums where the loss couples examples (contrastive); `outputs` is then the
               whole batch's, and the step differentiates through it exactly, microbatch by microbatch
               (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983)
@@ -115,6 +117,7 @@ class Objective(NamedTuple):
     corrupt: Callable[[Array, dict, Array], dict] = _as_it_is
     begin: Callable[[dict], dict] = _as_made
     after: Callable[[dict, Array], dict] = _unchanged
+    frozen: tuple[str, ...] = ()
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()

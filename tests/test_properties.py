@@ -17,11 +17,13 @@ from model.config import sized
 from objectives import types
 from objectives.causal import causal
 from objectives.classify import classify
+from objectives.data2vec import data2vec
 from objectives.diffusion import diffusion
 from objectives.hybrid import hybrid
 from objectives.mixture import mix
 from objectives.mlm import mlm
 from objectives.pairs import nsp, sop
+from objectives.reconstruct import reconstruct
 from objectives.regress import regress
 from objectives.rtd import rtd
 from train import sharding, tree
@@ -38,7 +40,6 @@ MODERN = dict(
 class Case(NamedTuple):
     make: Callable
     backbone: dict = BERT
-    frozen: tuple[str, ...] = ()
     packing: bool = True  # whether what is drawn is the same however texts are packed
 
 
@@ -58,10 +59,12 @@ CASES = {
     "rtd": Case(partial(rtd, coefficient=2.0), BERT),
     "rtd-apart": Case(partial(rtd, tied=False, generator=dict(layers=1, D=8, heads=2), unit="span"), MODERN),
     "hybrid": Case(partial(hybrid, unit="word"), BERT),
+    "data2vec": Case(partial(data2vec, top=2, rate=0.3)),
+    "data2vec-modern-instance": Case(partial(data2vec, top=2, norm="instance", beta=None, unit="word"), MODERN),
+    "reconstruct": Case(reconstruct),
     "classify": Case(partial(classify, classes=3), BERT | dict(scan=False)),
     "regress": Case(partial(regress, pooling="mean"), MODERN),
     "join": Case(toys.contrast),
-    "after": Case(toys.teacher, frozen=("teacher/.*",)),
     "readme": Case(partial(toys.swapped, rate=0.5)),
 }
 
@@ -100,7 +103,7 @@ def run(case: Case, cell: Cell, dtype: str, rows: dict, vocab) -> tuple[dict, di
         rows = rows | {"labels": rows["labels"].astype(np.float32)}
     axes = training.axes(bb, objective)
     params = toys.params_of(bb, objective)
-    learned = tree.resolve([(p, False) for p in case.frozen], params, True)
+    learned = tree.resolve([(p, False) for p in objective.frozen], params, True)
     if mesh:
         places = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), sharding.specs(axes, params, mesh))
         params, rows = jax.device_put((params, rows), (places, sharding.rows(mesh)))

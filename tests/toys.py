@@ -85,30 +85,6 @@ def contrast(backbone: Backbone, vocab: Vocab, *, temperature: float = 0.1, name
     return Objective(name, loss, lambda *a: {}, init, axes, join=join)
 
 
-def teacher(backbone: Backbone, vocab: Vocab, *, decay: float = 0.9, name: str = "teacher") -> Objective:
-    """Mean squared distance to an exponential moving average of the backbone, which is a frozen key of the tree."""
-
-    def loss(params, encode, batch, key, step):
-        target = jax.lax.stop_gradient(backbone.encode(params[name], batch).hidden)
-        error = ((encode(batch, key).hidden - target) ** 2).mean(-1)
-        weight = (batch["segments"] > 0).astype(error.dtype)
-        return Sums(
-            {
-                name: Term((error * weight).sum(), weight.sum(), 2.0),
-                "half": Term(0.25 * (error * weight).sum(), weight.sum()),
-            }
-        )
-
-    def begin(params):
-        return params | {name: params["backbone"]}
-
-    def after(params, step):
-        moved = jax.tree.map(lambda t, b: decay * t + (1 - decay) * b, params[name], params["backbone"])
-        return params | {name: moved}
-
-    return Objective(name, loss, lambda *a: {}, backbone.init, backbone.axes, begin=begin, after=after)
-
-
 def readme() -> list[str]:
     """The README's Python, without the line that makes devices: tests have theirs."""
     text = (Path(__file__).parents[1] / "README.md").read_text()

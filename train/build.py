@@ -384,7 +384,8 @@ def check_offline(made: Spec, name: str, mesh_shape: dict[str, int]) -> None:
 def optimization(made: Spec, name: str, bb: Backbone, objective: Objective, steps: int) -> tuple:
     """(schedule, optimizer, learned): the optimizer over the learned leaves alone."""
     schedule = call(made.schedule, f"{name}.schedule", steps=steps)
-    learned = tree.resolve([tuple(rule) for rule in made.learned], shapes(bb, objective), True)
+    rules = [*((pattern, False) for pattern in objective.frozen), *map(tuple, made.learned)]
+    learned = tree.resolve(rules, shapes(bb, objective), True)
     axes, _ = tree.split_axes(training.axes(bb, objective), learned)
     return schedule, call(made.optimizer, f"{name}.optimizer", axes=axes, schedule=schedule), learned
 

@@ -173,20 +173,6 @@ def test_frozen_layers(bb, vocab, alone):
             np.testing.assert_array_equal(new, old)
 
 
-def test_after_moves_the_teacher(bb, vocab, alone):
-    objective = toys.teacher(bb, vocab, decay=0.75)
-    params = params_of(bb, objective)
-    learned = tree.resolve([("teacher/.*", False)], params, True)
-    optimizer = optax.sgd(0.1)
-    state = TrainState(jnp.int32(0), params, optimizer.init(tree.split(params, learned)[0]))
-    new, sums = jax.jit(step_of(bb, objective, learned, optimizer))(state, alone, random.key(0))
-    wanted = jax.tree.map(lambda t, b: 0.75 * t + 0.25 * b, params["teacher"], new.params["backbone"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), new.params["teacher"], wanted)
-    # two terms with coefficients: 2 * x + 0.25 * x
-    report = types.report(sums)
-    np.testing.assert_allclose(report["loss"], 2 * report["teacher"] + report["half"], rtol=1e-6)
-
-
 def test_view_is_what_encode_sees(bb, vocab, alone):
     """A low-rank addition under a key of its own: the merged tree gives the loss, only the addition learns."""
     objective = classify(bb, vocab, classes=3)
