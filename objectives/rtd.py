@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from model.heads import mlm_head, token_head
 from model.types import Backbone
 from objectives.hiding import hiding, set_at
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+SHARING = ("tied", "none", "gdes")
 
 
 def rtd(
@@ -27,7 +30,7 @@ def rtd(
     span: float = 3.0,
     ngrams: str | Sequence[Sequence[int]] | None = None,
     capacity: float | None = None,
-    tied: bool = True,
+    sharing: str = "tied",
     name: str = "rtd",
 ) -> Objective:
     """ELECTRA's objective (Clark et al. 2020, https://arxiv.org/abs/2003.10555, section 2): the loss of a masked
@@ -41,15 +44,23 @@ def rtd(
         by four, or as far as they go.
       rate, choice, unit, span, ngrams, capacity: of the generator's task, see `objectives.mlm.mlm`; chosen tokens all
         become [MASK].
-      tied: the generator reads and predicts by the backbone's token embeddings, and trains them too (section 3.2).
+      sharing: of token embeddings. "tied": the generator reads and predicts by the backbone's, and both losses train
+        them (section 3.2). "none": each has its own. "gdes": gradient-disentangled (He et al. 2021,
+        https://arxiv.org/abs/2111.09543, section 3.2 and equation 5): the generator's E is trained by its own loss
+        alone, and the discriminator reads E + delta, where delta begins at zero and the discriminator's loss trains it
+        alone. E is `{name}/generator/embed/tokens` and delta `{name}/delta`; `backbone/embed/tokens` is a frozen leaf
+        that begins as E (what is carried becomes E) and after each update is made their sum, so that the backbone
+        alone is the whole discriminator, for whoever carries it. That is a third table, without moments.
 
     A corrupted row holds the masked `tokens`, and what `objectives.hiding.hiding` says under `name`.
     `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.
-    Raises ValueError for what hiding refuses, and for a generator larger than the backbone.
+    Raises ValueError for what hiding refuses, an unknown sharing, and a generator larger than the backbone.
     """
     cfg = backbone.config
     small = _smaller(cfg) if generator is None else dict(generator)
-    if tied:
+    if sharing not in SHARING:
+        raise ValueError(f"rtd sharing={sharing!r} must be one of {', '.join(SHARING)}")
+    if sharing != "none":
         small["embed_width"] = cfg.E if small.get("D", cfg.D) != cfg.E else None
     try:
         made = dataclasses.replace(cfg, **small)
@@ -66,7 +77,12 @@ def rtd(
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         own, mine = params[name], batch[name]
-        theirs = _with(own["generator"], params["backbone"]["embed"]["tokens"]) if tied else own["generator"]
+        theirs = own["generator"]
+        if sharing == "tied":
+            theirs = _with(theirs, params["backbone"]["embed"]["tokens"])
+        if sharing == "gdes":
+            summed_VE = jax.lax.stop_gradient(theirs["embed"]["tokens"]) + own["delta"]
+            encode = partial(backbone.encode, _with(params["backbone"], summed_VE))
         site = None if key is None else random.fold(key, name, "generator")
         hidden_BPD = author.encode(theirs, batch, site, at=mine["index"]).hidden
         logits_BPV = words.apply(own["words"], hidden_BPD, theirs["embed"]["tokens"])
@@ -103,17 +119,30 @@ def rtd(
             prediction=jax.nn.sigmoid(judge.apply(params[name]["judge"], encode(batch, key).hidden, batch)[..., 0])
         )
 
+    kept = _without if sharing == "tied" else lambda params: params
+
     def init(key: Array) -> dict:
         a, b, c = jax.random.split(key, 3)
         theirs = author.init(a)
-        return {
-            "generator": _without(theirs) if tied else theirs, "words": words.init(b), "judge": judge.init(c),
-        }  # fmt: skip
+        made = {"generator": kept(theirs), "words": words.init(b), "judge": judge.init(c)}
+        return made | ({"delta": jnp.zeros_like(theirs["embed"]["tokens"])} if sharing == "gdes" else {})
 
-    axes = {
-        "generator": _without(author.axes) if tied else author.axes, "words": words.axes, "judge": judge.axes,
-    }  # fmt: skip
-    return Objective(name, loss, predict, init, axes, hide)
+    axes = {"generator": kept(author.axes), "words": words.axes, "judge": judge.axes}
+    if sharing != "gdes":
+        return Objective(name, loss, predict, init, axes, hide)
+
+    def begin(params: dict) -> dict:
+        theirs = _with(params[name]["generator"], params["backbone"]["embed"]["tokens"])
+        return params | {name: params[name] | {"generator": theirs}}
+
+    def after(params: dict, step: Array) -> dict:
+        summed_VE = params[name]["generator"]["embed"]["tokens"] + params[name]["delta"]
+        return params | {"backbone": _with(params["backbone"], summed_VE)}
+
+    axes |= {"delta": author.axes["embed"]["tokens"]}
+    return Objective(
+        name, loss, predict, init, axes, hide, begin=begin, after=after, frozen=("backbone/embed/tokens",)
+    )  # fmt: skip
 
 
 def _smaller(cfg) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from model.backbone import backbone
 from model.config import sized
 from objectives import types
 from objectives.rtd import rtd
+from train import build, tree
 from train import step as training
-from train import tree
+from train.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def run(objective, bb, params, batch, key=None):
 
 
 def test_the_loss_and_who_learns_from_it(bb, vocab):
-    objective = rtd(bb, vocab, rate=0.3, coefficient=7.0, tied=False)
+    objective = rtd(bb, vocab, rate=0.3, coefficient=7.0, sharing="none")
     params, rows = params_of(bb, objective), pack([[5, 0, 9], [1], [12, 3], [2, 15]], 48, 3)
     batch = jax.device_get(training.corrupted(rows, random.key(9), jnp.int32(0), objective))
     mine = batch["rtd"]
@@ -61,7 +62,7 @@ def test_the_loss_and_who_learns_from_it(bb, vocab):
     np.testing.assert_allclose(report["rtd_recall"], (p > 0.5)[replaced].mean(), rtol=1e-6)
     np.testing.assert_allclose(report["rtd_replaced"], replaced.sum() / real.sum(), rtol=1e-6)
     # the generator learns from its own loss alone, the backbone from the discriminator's alone
-    _, other, _ = run(rtd(bb, vocab, rate=0.3, coefficient=0.0, tied=False), bb, params, batch)
+    _, other, _ = run(rtd(bb, vocab, rate=0.3, coefficient=0.0, sharing="none"), bb, params, batch)
     for path, g in grads.items():
         if "rtd/generator" in path or "rtd/words" in path:
             np.testing.assert_allclose(g, other[path], atol=1e-7)
@@ -80,6 +81,57 @@ def test_a_tied_generator_trains_the_backbones_embeddings(bb, vocab):
     batch = training.corrupted(rows, random.key(9), jnp.int32(0), objective)
     _, grads, _ = run(objective, bb, params, batch)
     assert abs(grads["backbone/embed/tokens"]).max() > 1e-3
+
+
+def test_gdes_gradients_by_path(bb, vocab):
+    """The table gets the generator's gradient alone and the delta the discriminator's alone, both as of the sum."""
+    rows = pack([[5, 0, 9], [1]], 48, 3)
+    found = {}
+    for coefficient in (0.0, 7.0):
+        objective = rtd(bb, vocab, rate=0.3, coefficient=coefficient, sharing="gdes")
+        params = objective.after(params_of(bb, objective), jnp.int32(0))
+        batch = training.corrupted(rows, random.key(9), jnp.int32(0), objective)
+        loss = lambda p, o=objective, b=batch: types.loss(o.loss(p, partial(bb.encode, p["backbone"]), b, None, 0))
+        found[coefficient] = tree.leaves(jax.device_get(jax.jit(jax.grad(loss))(params)))
+    table, delta = "rtd/generator/embed/tokens", "rtd/delta"
+    assert abs(found[7.0][table]).max() > 1e-3 < abs(found[7.0][delta]).max()
+    np.testing.assert_array_equal(found[0.0][table], found[7.0][table])
+    assert abs(found[0.0][delta]).max() == abs(found[7.0]["backbone/embed/tokens"]).max() == 0
+    # the same numbers with tables apart, whose discriminator's is the sum
+    apart = rtd(bb, vocab, rate=0.3, coefficient=7.0, sharing="none",
+                generator=dict(D=4, heads=1, F=8, embed_width=16))  # fmt: skip
+    same = params | {"rtd": {k: v for k, v in params["rtd"].items() if k != "delta"}}
+    loss = lambda p: types.loss(apart.loss(p, partial(bb.encode, p["backbone"]), batch, None, 0))
+    want = tree.leaves(jax.device_get(jax.jit(jax.grad(loss))(same)))
+    np.testing.assert_allclose(found[7.0][delta], want["backbone/embed/tokens"], atol=1e-6)
+    for name, g in want.items():
+        if name != "backbone/embed/tokens":
+            np.testing.assert_allclose(found[7.0][name], g, atol=1e-6, err_msg=name)
+
+
+def test_gdes_leaves_the_sum_in_the_backbone(bb, vocab):
+    """From what is carried, over two steps with weight decay: the backbone holds E + delta, and each has moved."""
+    objective = rtd(bb, vocab, rate=0.3, sharing="gdes")
+    params = params_of(bb, objective)
+    params["rtd"]["delta"] = jnp.zeros((V, 16))
+    carried = params["backbone"]["embed"]["tokens"]
+    params = objective.begin(params)
+    np.testing.assert_array_equal(params["rtd"]["generator"]["embed"]["tokens"], carried)
+    section = dict(factory="train.optimizer:adamw", weight_decay=0.5)
+    spec = build.Spec({}, {}, section, dict(factory="train.schedule:constant", peak=0.01), 4)
+    _, optimizer, learned = build.optimization(spec, "pretrain", bb, objective, 2)
+    own = tree.split(params, learned)[0]
+    assert "backbone/embed/tokens" not in tree.leaves(own)
+    state = TrainState(jnp.int32(0), params, optimizer.init(own))
+    step = jax.jit(partial(training.step, backbone=bb, objective=objective, optimizer=optimizer, learned=learned))
+    for _ in range(2):
+        state, _ = step(state, pack([[5, 0, 9], [1], [12, 3], [2, 15]], 48, 3), random.key(1))
+    table, delta = state.params["rtd"]["generator"]["embed"]["tokens"], state.params["rtd"]["delta"]
+    np.testing.assert_array_equal(state.params["backbone"]["embed"]["tokens"], table + delta)
+    assert abs(table - carried).max() > 1e-3 < abs(delta).max()
+    # at the start there is no delta
+    fresh = jax.jit(objective.init)(random.generator(0))
+    assert abs(fresh["delta"]).max() == 0 < abs(fresh["generator"]["embed"]["tokens"]).max()
 
 
 def test_samples_are_the_generators(bb, vocab):
@@ -118,5 +170,7 @@ def test_refusals(bb, vocab):
         rtd(bb, vocab, generator=dict(layers=3, D=32))
     with pytest.raises(ValueError, match=r"rtd generator: .*'depth'; its keys are fields of the backbone's config"):
         rtd(bb, vocab, generator=dict(depth=3))
+    with pytest.raises(ValueError, match=r"rtd sharing='some' must be one of tied, none, gdes"):
+        rtd(bb, vocab, sharing="some")
     with pytest.raises(ValueError, match=r"rtd coefficient=-1 is that of a loss term"):
         rtd(bb, vocab, coefficient=-1)
