@@ -55,7 +55,7 @@ def choose(
     See `objectives.mlm.mlm` for the hyperparameters.
     """
     segments_L = row["segments"]
-    luck_L = _unit_luck(key, row, ordinary_L, word_starts_V, unit, span, ngrams)
+    luck_L = unit_luck(key, row, ordinary_L, word_starts_V, unit, span, ngrams)
     if choice == "independent":
         return ordinary_L & (luck_L < rate), luck_L
     budget_S = rate * _count(segments_L, ordinary_L, row)
@@ -74,7 +74,7 @@ def replaced(key: Array, ids: Array, tokens: Array, vocab: Vocab, *, mask: float
     return jnp.where(how < mask, vocab.mask, jnp.where(how < mask + replace, other, tokens)).astype(tokens.dtype)
 
 
-def _unit_luck(
+def unit_luck(
     key: Array, row: dict, ordinary_L: Array, word_starts_V: Array, unit: str, span: float, ngrams: Ngrams | None
 ) -> Array:
     """One draw a unit, given to each of its tokens. Units never cross a special token or a segment's end."""

@@ -18,6 +18,7 @@ from objectives import types
 from objectives.causal import causal
 from objectives.classify import classify
 from objectives.data2vec import data2vec
+from objectives.denoise import denoise
 from objectives.diffusion import diffusion
 from objectives.hybrid import hybrid
 from objectives.mixture import mix
@@ -60,6 +61,7 @@ CASES = {
     "rtd-apart": Case(partial(rtd, sharing="none", generator=dict(layers=1, D=8, heads=2), unit="span"), MODERN),
     "rtd-gdes": Case(partial(rtd, sharing="gdes", coefficient=2.0), MODERN),
     "hybrid": Case(partial(hybrid, unit="word"), BERT),
+    "denoise": Case(partial(denoise, shuffle=0.5, permute=0.5), MODERN),
     "data2vec": Case(partial(data2vec, top=2, rate=0.3)),
     "data2vec-modern-instance": Case(partial(data2vec, top=2, norm="instance", beta=None, unit="word"), MODERN),
     "reconstruct": Case(reconstruct),

@@ -1,0 +1,141 @@
+"""The whole text from a spoilt one: tokens hidden or replaced, shuffled in windows, spans out of order."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model import ops, random
+from model.heads import mlm_head
+from model.types import Backbone
+from objectives.masking import check, choose, replaced, unit_luck
+from objectives.ngrams import ngrams as listed
+from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+
+def denoise(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    rate: float = 0.15,
+    mask: float = 0.8,
+    replace: float = 0.1,
+    choice: str = "exact",
+    unit: str = "token",
+    span: float = 3.0,
+    ngrams: str | Sequence[Sequence[int]] | None = None,
+    shuffle: float = 0.05,
+    window: int = 3,
+    permute: float = 0.0,
+    tied: bool = True,
+    softcap: float | None = None,
+    activation: str = "layers",
+    name: str = "denoise",
+) -> Objective:
+    """The mean of -log p(x_i | the spoilt text) over all ordinary tokens of the text as it was, each predicted at its
+    own place.
+
+    Spoilt in this order: tokens change places within windows (StructBERT's word structural objective, Wang et al. 2019,
+    https://arxiv.org/abs/1908.04577, section 2.2, which takes the loss where tokens moved or are hidden alone), spans
+    change places (as sentences in BART, Lewis et al. 2019, https://arxiv.org/abs/1910.13461, section 2.2), and tokens
+    at chosen places are hidden. Special tokens stay, and nothing moves past one. What changes a text's length, as
+    deletion and infilling, leaves open which place is to predict which token: that needs a decoder.
+
+    Every token reaches the vocabulary: about 1 / rate times the head's cost in `objectives.mlm`.
+
+    Args:
+      rate, mask, replace, choice, unit, span, ngrams: of what is hidden, see `objectives.mlm.mlm`; mask=0 and
+        replace=0 hide nothing.
+      shuffle: share of the windows, of `window` tokens, whose tokens are put in a random order.
+      permute: share of the segments whose spans (runs of words with mean length `span`) are put in a random order.
+      tied, softcap, activation: see `model.heads.mlm_head`.
+
+    A corrupted row holds under `name` `target` int32 [L], `weight` float32 [L], 1 at ordinary tokens, and `changed`
+    float32 [L], 1 at those that are no longer what they were.
+    `predict` gives `prediction` int32 [B, L], the likeliest token at every place, and its `probability` [B, L].
+    Raises ValueError for shares outside [0, 1], a window below 2, or an unknown choice or unit.
+    """
+    trie = None if ngrams is None else listed(ngrams, vocab.size)
+    how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span, ngrams=trie)
+    check(name, mask=mask, replace=replace, **how_chosen)
+    for what, share in dict(shuffle=shuffle, permute=permute).items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} {what}={share} must be a share between 0 and 1")
+    if window < 2:
+        raise ValueError(f"{name} window={window} must be 2 tokens or more, or nothing can change places")
+    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
+    ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)
+    starts_V = np.asarray(vocab.word_starts)
+
+    def corrupt(key: Array, row: dict, step: Array) -> dict:
+        key = random.fold(key, name)
+        tokens_L = row["tokens"]
+        ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (row["segments"] > 0)
+        new_L = tokens_L
+        if shuffle:
+            new_L = ops.take(new_L, shuffled(random.fold(key, "shuffle"), row, ordinary_L, shuffle, window))
+        if permute:
+            own = random.fold(key, "permute")
+            luck_L = unit_luck(own, row | {"tokens": new_L}, ordinary_L, jnp.asarray(starts_V), "span", span, None)
+            new_L = ops.take(new_L, permuted(own, row, ordinary_L, luck_L, permute))
+        chosen_L, _ = choose(key, row | {"tokens": new_L}, ordinary_L, jnp.asarray(starts_V), **how_chosen)
+        hidden_L = replaced(key, random.tokens(row), new_L, vocab, mask=mask, replace=replace)
+        new_L = jnp.where(chosen_L, hidden_L, new_L)
+        mine = dict(weight=ordinary_L.astype(jnp.float32), changed=(new_L != tokens_L).astype(jnp.float32))
+        return row | {"tokens": new_L, name: mine | {"target": tokens_L}}
+
+    def logits(params: dict, hidden: Array) -> Array:
+        return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        mine = batch[name]
+        nll_BL, hit_BL = ops.cross_entropy(logits(params, encode(batch, key).hidden), mine["target"])
+        weight_BL, changed_BL = mine["weight"], mine["changed"]
+        count = weight_BL.sum()
+        metrics = {
+            f"{name}_accuracy": Ratio((hit_BL * weight_BL).sum(), count),
+            f"{name}_repaired": Ratio((hit_BL * changed_BL).sum(), changed_BL.sum()),  # accuracy on the changed
+            f"{name}_changed": Ratio(changed_BL.sum(), count),
+        }
+        return Sums({name: Term((nll_BL * weight_BL).sum(), count)}, metrics)
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        p_BLV = jax.nn.softmax(ops.wide(logits(params, encode(batch, key).hidden)))
+        return dict(prediction=p_BLV.argmax(-1).astype(jnp.int32), probability=p_BLV.max(-1))
+
+    return Objective(name, loss, predict, head.init, head.axes, corrupt)
+
+
+def shuffled(key: Array, row: dict, ordinary_L: Array, share: float, window: int) -> Array:
+    """int32 [L]: which place each place's token comes from. A share of the windows, of so many ordinary tokens (the
+    last before a special token or a segment's end may be shorter), is in a random order.
+    """
+    ids_L, first_L = random.tokens(row), _stretch(row, ordinary_L)
+    place_L = jnp.arange(ids_L.size)
+    begin_L = place_L - (place_L - first_L) % window  # of the window
+    drawn_L = random.uniform(random.fold(key, "window"), ids_L)[begin_L] < share
+    luck_L = jnp.where(drawn_L, random.uniform(random.fold(key, "order"), ids_L), 0.0)
+    return _ordered(begin_L, luck_L)
+
+
+def permuted(key: Array, row: dict, ordinary_L: Array, luck_L: Array, share: float) -> Array:
+    """int32 [L]: which place each place's token comes from. In a share of the segments runs of equal luck change places
+    between special tokens, in the order of their luck.
+    """
+    drawn_S = random.uniform(random.fold(key, "segment"), random.segments(row)) < share
+    drawn_L = ops.take(drawn_S, jnp.maximum(row["segments"] - 1, 0))
+    return _ordered(_stretch(row, ordinary_L), jnp.where(drawn_L, luck_L, 0.0))
+
+
+def _ordered(group_L: Array, luck_L: Array) -> Array:
+    """Places sorted by luck within groups that lie one after another."""
+    place_L = jnp.arange(group_L.size, dtype=jnp.int32)
+    return jax.lax.sort((group_L, luck_L, place_L), num_keys=3)[2]
+
+
+def _stretch(row: dict, ordinary_L: Array) -> Array:
+    """Where the ordinary tokens that a token is among begin; another token is by itself."""
+    alone_L = ~ordinary_L | ~jnp.roll(ordinary_L, 1).at[0].set(False) | (row["positions"] == 0)
+    return jax.lax.cummax(jnp.where(alone_L, jnp.arange(ordinary_L.size), 0))
