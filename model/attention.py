@@ -71,8 +71,7 @@ def view(
     else:
         queries = {name: _queries(x, block) for name, x in queries.items()}
         ids_GQ, keys = _queries(ids_BL, block), {name: _keys(x, block) for name, x in keys.items()}
-    sees = queries["segments"][:, :, None] == keys["segments"][:, None, :]
-    sees &= keys["segments"][:, None, :] > 0
+    sees = _same(queries["segments"], keys["segments"])
     distance = queries["positions"][:, :, None] - keys["positions"][:, None, :]
     if side is not None:
         sees &= abs(distance) <= side
@@ -82,6 +81,17 @@ def view(
     if rope is not None and block is None:
         query_rope = ops.pick(rope[0], at), ops.pick(rope[1], at)
     return View(jnp.where(sees, 0.0, _HIDDEN)[:, None], distance, ids_GQ, keys["positions"], rope, query_rope, block)
+
+
+def across(queries: dict, ids_BQ: Array, keys: dict) -> View:
+    """What the tokens of one batch see of another: those of the segment of their own number, near and far alike."""
+    distance = queries["positions"][:, :, None] - keys["positions"][:, None, :]
+    bias = jnp.where(_same(queries["segments"], keys["segments"]), 0.0, _HIDDEN)[:, None]
+    return View(bias, distance, ids_BQ, keys["positions"], None, None, None)
+
+
+def _same(queries_GQ: Array, keys_GK: Array) -> Array:
+    return (queries_GQ[:, :, None] == keys_GK[:, None, :]) & (keys_GK[:, None, :] > 0)
 
 
 def attend(

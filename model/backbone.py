@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,39 +17,71 @@ from model.types import Array, Backbone, Batch, Encoded, Params
 CAPTURES = ("hidden", "attention")
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused kernel for queries, keys and values; `at` [B, P] are the queries'
-    places, None for all.
+class Past(NamedTuple):
+    """Of a step's queries, each with keys and values of its own before it: [B, Q, T, N, H], and the place [] of the
+    query's own among them.
     """
+
+    keys: Array
+    values: Array
+    at: Array
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one fused kernel for queries, keys and values."""
 
     cfg: BackboneConfig
 
-    @nn.compact
-    def __call__(self, x_BLD: Array, view: attention.View, key: Array | None, at: Array | None) -> tuple[Array, Array]:
+    def setup(self):
         cfg = self.cfg
         D, N, H = cfg.D, cfg.heads, cfg.H
-        qkv = parts.Linear(cfg, (D, N, 3, H), ("embed", "heads", "parts", "head"), 3, name="qkv")
-
-        def split(x: Array) -> list[Array]:
-            return [part.squeeze(3) for part in jnp.split(x, x.shape[3], axis=3)]
-
-        if at is None:
-            q_BQNH, k_BLNH, v_BLNH = split(qkv(x_BLD))
-        else:
-            (q_BQNH,), (k_BLNH, v_BLNH) = split(qkv(ops.pick(x_BLD, at), (0, 1))), split(qkv(x_BLD, (1, 3)))
+        self.qkv = parts.Linear(cfg, (D, N, 3, H), ("embed", "heads", "parts", "head"), 3)
+        self.out = parts.Linear(cfg, (N, H, D), ("heads", "head", "embed"), 1, residual=True)
         if cfg.qk_norm:
-            q_BQNH = parts.Norm(cfg, "head", name="q_norm")(q_BQNH)
-            k_BLNH = parts.Norm(cfg, "head", name="k_norm")(k_BLNH)
+            self.q_norm, self.k_norm = parts.Norm(cfg, "head"), parts.Norm(cfg, "head")
+
+    def _split(self, x: Array, only: tuple[int, int] | None = None) -> list[Array]:
+        x = self.qkv(x, only)
+        return [part.squeeze(3) for part in jnp.split(x, x.shape[3], axis=3)]
+
+    def keys(self, memory_BKD: Array) -> tuple[Array, Array]:
+        """Keys and values [B, K, N, H] of what queries of other places read."""
+        k_BKNH, v_BKNH = self._split(memory_BKD, (1, 3))
+        return (self.k_norm(k_BKNH) if self.cfg.qk_norm else k_BKNH), v_BKNH
+
+    def __call__(
+        self,
+        x_BQD: Array,
+        view: attention.View,
+        key: Array | None,
+        memory: tuple[Array, Array] | None = None,
+        past: Past | None = None,
+    ) -> tuple[Array, Array, Past | None]:
+        """The queries of x on `memory`, keys and values of other places, else on x itself, or on the past and x."""
+        cfg = self.cfg
+        if memory is None:
+            q_BQNH, k_BKNH, v_BKNH = self._split(x_BQD)
+            k_BKNH = self.k_norm(k_BKNH) if cfg.qk_norm else k_BKNH
+        else:
+            (q_BQNH,), (k_BKNH, v_BKNH) = self._split(x_BQD, (0, 1)), memory
+        if cfg.qk_norm:
+            q_BQNH = self.q_norm(q_BQNH)
+        shape = q_BQNH.shape
+        if past is not None:
+            past = Past(
+                past.keys.at[:, :, past.at].set(k_BKNH), past.values.at[:, :, past.at].set(v_BKNH), past.at
+            )  # fmt: skip
+            k_BKNH, v_BKNH = (x.reshape(-1, *x.shape[2:]) for x in past[:2])  # a query is a row
+            q_BQNH = q_BQNH.reshape(-1, 1, *shape[2:])
         more = None
         if view.apart is not None:
-            q_1RNH, k_1RNH = split(qkv(view.apart.embedded[None], (0, 2)))
-            more = attention.disentangled(q_BQNH, k_BLNH, q_1RNH[0], k_1RNH[0], view.apart.bucket)
+            q_1RNH, k_1RNH = self._split(view.apart.embedded[None], (0, 2))
+            more = attention.disentangled(q_BQNH, k_BKNH, q_1RNH[0], k_1RNH[0], view.apart.bucket)
         site = None if key is None else random.fold(key, "attention")
         out, probs = attention.attend(
-            q_BQNH, k_BLNH, v_BLNH, view, scale=cfg.scale, more=more, rate=cfg.attention_dropout, key=site
+            q_BQNH, k_BKNH, v_BKNH, view, scale=cfg.scale, more=more, rate=cfg.attention_dropout, key=site
         )
-        names = ("heads", "head", "embed")
-        return parts.Linear(cfg, (N, H, D), names, 1, residual=True, name="out")(out), probs
+        return self.out(out.reshape(shape)), probs, past
 
 
 def _pre(stream: tuple[Array, ...], branch: Callable, norm: Callable, at: Array | None = None) -> tuple[Array, ...]:
@@ -67,10 +99,12 @@ _RESIDUALS = {"pre": _pre, "post": _post}
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each added to the residual stream, and a norm of each sum.
+    """Attention and a feed-forward layer, each added to the residual stream, and a norm of each sum; between the two,
+    where there is something `across`, attention to it.
 
     The stream is (x,), or with norm_at="pre" (x, norm(x)), of which the next branch reads the latter. It goes on at
-    the places `at` [B, P] alone, where they are given; `view` and `ids` are theirs.
+    the places `at` [B, P] alone, where they are given; `view` and `ids` are theirs. `across` is another stream's last
+    states [B, K, D], or the keys and values that `Attention.keys` made of them, and the view of it.
     """
 
     cfg: BackboneConfig
@@ -83,23 +117,36 @@ class Block(nn.Module):
         ids_BL: Array,
         key: Array | None,
         at: Array | None = None,
-    ) -> tuple[tuple[Array, ...], Array | None]:
+        across: tuple[Any, attention.View] | None = None,
+        past: Past | None = None,
+    ) -> tuple[tuple[Array, ...], Array | None, Past | None]:
         cfg = self.cfg
         residual = _RESIDUALS[cfg.norm_at]
         kind, activation = parts.MLPS[cfg.mlp]
         feed = kind(cfg, activation, name="mlp")
+        own = Attention(cfg, name="attention")
         probs = None
 
         def attend(x):
-            nonlocal probs
-            x, probs = Attention(cfg, name="attention")(x, view, key, at)
+            nonlocal probs, past
+            memory = None if at is None else own.keys(x)
+            x, probs, past = own(ops.pick(x, at), view, key, memory, past)
             return _drop(cfg, x, key, "attention_out", ids_BL)
 
         stream = residual(stream, attend, parts.Norm(cfg, name="attention_norm"), at)
+        if across is not None:
+            other, (memory, seen) = Attention(cfg, name="cross"), across
+            memory = memory if isinstance(memory, tuple) else other.keys(memory)
+            site = None if key is None else random.fold(key, "cross")
+            stream = residual(
+                stream,
+                lambda x: _drop(cfg, other(x, seen, site, memory)[0], key, "cross_out", ids_BL),
+                parts.Norm(cfg, name="cross_norm"),
+            )
         stream = residual(
             stream, lambda x: _drop(cfg, feed(x), key, "mlp_out", ids_BL), parts.Norm(cfg, name="mlp_norm")
         )
-        return stream, probs
+        return stream, probs, past
 
 
 def _drop(cfg: BackboneConfig, x: Array, key: Array | None, site: str, ids: Array) -> Array:
@@ -128,30 +175,11 @@ def backbone(
       >>> bert = backbone(sized("tiny", V=30522))
       >>> hidden_BLD = bert.encode(bert.init(jax.random.key(0)), batch).hidden
     """
-    # shapes alone: each operation on a device would be a program to compile
-    ids = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
-    example: Any = {
-        name: jax.ShapeDtypeStruct((1, 2), jnp.int32) for name in ("tokens", "segments", "positions", "types")
-    }
-    example["example"] = jax.ShapeDtypeStruct((1, 1, 2), jnp.uint32)
-    x_BLE, x_BLD = (jax.ShapeDtypeStruct((1, 2, width), cfg.dtype) for width in (cfg.E, cfg.D))
-    plain = partial(attention.view, window=None, theta=None, H=cfg.H)
-    view = jax.eval_shape(plain, example, ids)
-
-    # an absent part has no params and leaves what it is given as it is
-    owned: dict[str, parts.Part] = {"embed": parts.part(parts.Embedding(cfg, constrain), example)}
-    if cfg.embed_width is not None:
-        owned["widen"] = parts.part(parts.Linear(cfg, (cfg.E, cfg.D), ("embed", "embed_out"), 1, bias=True), x_BLE)
-    if cfg.norm_at == "pre" and not cfg.embed_norm:
-        owned["norm"] = parts.part(parts.Norm(cfg), x_BLD)
-    if cfg.relative != "none":
-        owned["relative"] = parts.part(relative.KINDS[cfg.relative](cfg), view)
-        view = jax.eval_shape(
-            lambda v, k: owned["relative"].apply(owned["relative"].init(k), v), view, random.generator(0)
-        )
-    stream = (x_BLD,) if cfg.norm_at == "post" else (x_BLD, x_BLD)
-    block = parts.part(Block(cfg), stream, view, ids, None)
-    owned["layers"] = parts.stacked(block, cfg.layers // cfg.share)
+    ids, batch = like()
+    view = jax.eval_shape(partial(attention.view, window=None, theta=None, H=cfg.H), batch, ids)
+    near = None if cfg.relative == "none" else relative.KINDS[cfg.relative](cfg)
+    mine, block = tower(cfg, near, view)
+    owned = embedding(cfg, constrain) | mine
 
     def init(key: Array) -> Params:
         return {name: p.init(k) for (name, p), k in zip(owned.items(), jax.random.split(key, len(owned)), strict=True)}
@@ -169,8 +197,7 @@ def backbone(
         _check(cfg, batch, capture)
         ids_BL = random.tokens(dict(batch))
 
-        def through(name: str, x: Any) -> Any:
-            return owned[name].apply(params[name], x) if name in owned else x
+        through = partial(applied, owned, params)
 
         def view_of(kind: str, at: Array | None = None) -> attention.View:
             theta = None if cfg.position != "rope" else {"global": cfg.theta, "local": cfg.local_theta}[kind]
@@ -188,15 +215,13 @@ def backbone(
         def run(kind: str, stream: tuple[Array, ...], params_l: Params, index: Array):
             key_l = None if key is None else random.fold(key, index)
             at_l = at if kind == "last" else None
-            stream, probs = block.apply(params_l, stream, views[kind], ops.pick(ids_BL, at_l), key_l, at_l)
+            stream, probs, _ = block.apply(params_l, stream, views[kind], ops.pick(ids_BL, at_l), key_l, at_l)
             stream = tuple(constrain(x, ("batch", "length", "width")) for x in stream)
             return stream, {k: v for k, v in {"hidden": stream[0], "attention": probs}.items() if k in capture}
 
-        x_BLE = owned["embed"].apply(params["embed"], dict(batch), inputs)
-        x_BLE = _drop(cfg, constrain(x_BLE, ("batch", "length", "width")), key, "embed", ids_BL)
-        x_BLD = through("widen", x_BLE)
-        stream = (x_BLD,) if cfg.norm_at == "post" else (x_BLD, through("norm", x_BLD))
-        stream, captured = _stack(cfg, run, kinds, stream, params["layers"])
+        x_BLD = embed(cfg, owned, params, batch, ids_BL, key, constrain, inputs)
+        stream = begin(cfg, owned, params, x_BLD)
+        stream, captured = stack(cfg, run, kinds, stream, params["layers"])
         if "hidden" in capture:
             captured["hidden"] = jnp.concatenate([x_BLD[None], captured["hidden"]])
         return Encoded(stream[-1] if narrow else ops.pick(stream[-1], at), captured)
@@ -204,9 +229,73 @@ def backbone(
     return Backbone(init, encode, {name: p.axes for name, p in owned.items()}, cfg)
 
 
-def _stack(
-    cfg: BackboneConfig, run: Callable, kinds: list[str], x: Any, params: Params
-) -> tuple[Any, dict[str, Array]]:
+def like() -> tuple[Any, Any]:
+    """Shapes of tokens' ids and of a batch, to make parts by."""
+    # shapes alone: each operation on a device would be a program to compile
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
+    batch: Any = {
+        name: jax.ShapeDtypeStruct((1, 2), jnp.int32) for name in ("tokens", "segments", "positions", "types")
+    }
+    batch["example"] = jax.ShapeDtypeStruct((1, 1, 2), jnp.uint32)
+    return ids, batch
+
+
+def embedding(cfg: BackboneConfig, constrain: Callable) -> dict[str, parts.Part]:
+    """The parts from tokens to a stream; an absent part has no params and leaves what it is given as it is."""
+    owned: dict[str, parts.Part] = {"embed": parts.part(parts.Embedding(cfg, constrain), like()[1])}
+    if cfg.embed_width is not None:
+        x_BLE = jax.ShapeDtypeStruct((1, 2, cfg.E), cfg.dtype)
+        owned["widen"] = parts.part(parts.Linear(cfg, (cfg.E, cfg.D), ("embed", "embed_out"), 1, bias=True), x_BLE)
+    return owned
+
+
+def tower(
+    cfg: BackboneConfig, near: nn.Module | None, view: attention.View, across: Any = None
+) -> tuple[dict[str, parts.Part], parts.Part]:
+    """What a stack of blocks owns, and its block. `near` makes a view one that knows of distances, see
+    `model.relative`.
+    """
+    owned: dict[str, parts.Part] = {}
+    x_BLD = jax.ShapeDtypeStruct((1, 2, cfg.D), cfg.dtype)
+    if cfg.norm_at == "pre" and not cfg.embed_norm:
+        owned["norm"] = parts.part(parts.Norm(cfg), x_BLD)
+    if near is not None:
+        owned["relative"] = parts.part(near, view)
+        view = jax.eval_shape(
+            lambda v, k: owned["relative"].apply(owned["relative"].init(k), v), view, random.generator(0)
+        )
+    stream = (x_BLD,) if cfg.norm_at == "post" else (x_BLD, x_BLD)
+    block = parts.part(Block(cfg), stream, view, like()[0], None, None, across)
+    return owned | {"layers": parts.stacked(block, cfg.layers // cfg.share)}, block
+
+
+def applied(owned: dict[str, parts.Part], params: Params, name: str, x: Any) -> Any:
+    """A part of x, or x where there is no such part."""
+    return owned[name].apply(params[name], x) if name in owned else x
+
+
+def embed(
+    cfg: BackboneConfig,
+    owned: dict[str, parts.Part],
+    params: Params,
+    batch: Batch,
+    ids_BL: Array,
+    key: Array | None,
+    constrain: Callable,
+    inputs: Array | None = None,
+) -> Array:
+    """[B, L, D] of tokens, by the parts of `embedding`."""
+    x_BLE = owned["embed"].apply(params["embed"], dict(batch), inputs)
+    x_BLE = _drop(cfg, constrain(x_BLE, ("batch", "length", "width")), key, "embed", ids_BL)
+    return applied(owned, params, "widen", x_BLE)
+
+
+def begin(cfg: BackboneConfig, owned: dict[str, parts.Part], params: Params, x_BLD: Array) -> tuple[Array, ...]:
+    """The residual stream that the first block reads."""
+    return (x_BLD,) if cfg.norm_at == "post" else (x_BLD, applied(owned, params, "norm", x_BLD))
+
+
+def stack(cfg: BackboneConfig, run: Callable, kinds: list[str], x: Any, params: Params) -> tuple[Any, dict[str, Array]]:
     """Runs the layers, of these kinds, one after another: whole periods of the pattern scanned or unrolled, the rest
     unrolled.
     """

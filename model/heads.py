@@ -16,15 +16,17 @@ class _MlmHead(nn.Module):
     cfg: BackboneConfig
     tied: bool
     softcap: float | None
-    activation: str
+    activation: str | None
 
     @nn.compact
     def __call__(self, x_BPD: Array, tokens_VE: Array) -> Array:
         cfg = self.cfg
         B, P, D = x_BPD.shape
-        x_1RD = x_BPD.reshape(1, B * P, D)
-        x_1RE = parts.Linear(cfg, (cfg.D, cfg.E), ("embed", "embed_out"), 1, name="transform")(x_1RD)
-        x_1RE = parts.Norm(cfg, name="norm")(_activated(cfg, self.activation, x_1RE))
+        x_1RE = x_BPD.reshape(1, B * P, D)
+        if self.activation is not None or cfg.E != cfg.D:
+            x_1RE = parts.Linear(cfg, (cfg.D, cfg.E), ("embed", "embed_out"), 1, name="transform")(x_1RE)
+        if self.activation is not None:
+            x_1RE = parts.Norm(cfg, name="norm")(_activated(cfg, self.activation, x_1RE))
         if not self.tied:
             tokens_VE = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.E), cfg.param_dtype)
         logits_RV = jnp.einsum("RE,VE->RV", x_1RE.reshape(B * P, cfg.E), tokens_VE.astype(cfg.dtype))
@@ -46,15 +48,17 @@ def _check_activation(activation: str) -> None:
 
 
 def mlm_head(
-    cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None, activation: str = "layers"
+    cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None, activation: str | None = "layers"
 ) -> Part:
     """Transform, activation, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, E]) -> [B, P, V]`.
 
     tied:    decode with the token embeddings (Devlin et al. 2018); else with a matrix of the head's own
     softcap: squash the logits to (-softcap, softcap) (Gemma 2, https://arxiv.org/abs/2408.00118, section 2)
-    activation: one of `model.ops.ACTIVATIONS`, or "layers" for that of the layers
+    activation: one of `model.ops.ACTIVATIONS`, or "layers" for that of the layers; None leaves transform, activation
+             and norm away
     """
-    _check_activation(activation)
+    if activation is not None:
+        _check_activation(activation)
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap={softcap} must be positive, or None for no cap")
     x = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype)

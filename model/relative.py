@@ -12,16 +12,18 @@ from model.types import Array
 class Bias(nn.Module):
     """A learned number for each head and bucket, added to the scores (Raffel et al. 2019, section 2.1).
 
-    The same in all layers, so that the view's bias is made once. Of the buckets half are for keys that come later.
+    The same in all layers, so that the view's bias is made once. Of the buckets half are for keys that come later,
+    none where queries see the past alone.
     """
 
     cfg: BackboneConfig
+    past: bool = False
 
     @nn.compact
     def __call__(self, view: attention.View) -> attention.View:
         cfg = self.cfg
         table_RN = self.param("table", parts.kernel(cfg, "buckets", "heads"), (cfg.buckets, cfg.heads), cfg.param_dtype)
-        found_GQKN = ops.take(table_RN, _bucket(view.distance, cfg, _halves))
+        found_GQKN = ops.take(table_RN, _bucket(view.distance, cfg, _past if self.past else _halves))
         return view._replace(bias=view.bias + jnp.moveaxis(ops.wide(found_GQKN), -1, 1))
 
 
@@ -50,13 +52,22 @@ def _bucket(distance: Array, cfg: BackboneConfig, of) -> Array:
 
 
 def _halves(distance: np.ndarray, buckets: int, furthest: int) -> np.ndarray:
-    """T5's: half of the buckets for either sign; of these half are a distance each, half are steps of its logarithm."""
+    """T5's: half of the buckets for either sign."""
     half = buckets // 2
-    exact = half // 2
-    far = abs(distance)
-    steps = np.log(np.maximum(far, 1).astype(np.float32) / exact) / np.log(furthest / exact) * (half - exact)
-    by_log = np.minimum(exact + steps.astype(np.float32).astype(np.int64), half - 1)
-    return np.where(distance < 0, half, 0) + np.where(far < exact, far, by_log)
+    return np.where(distance < 0, half, 0) + _steps(abs(distance), half, furthest)
+
+
+def _past(distance: np.ndarray, buckets: int, furthest: int) -> np.ndarray:
+    """T5's in its decoder, where no key comes later."""
+    return _steps(np.maximum(distance, 0), buckets, furthest)
+
+
+def _steps(far: np.ndarray, buckets: int, furthest: int) -> np.ndarray:
+    """Half of the buckets are a distance each, half are steps of its logarithm."""
+    exact = buckets // 2
+    steps = np.log(np.maximum(far, 1).astype(np.float32) / exact) / np.log(furthest / exact) * (buckets - exact)
+    by_log = np.minimum(exact + steps.astype(np.float32).astype(np.int64), buckets - 1)
+    return np.where(far < exact, far, by_log)
 
 
 def _sides(distance: np.ndarray, buckets: int, furthest: int) -> np.ndarray:

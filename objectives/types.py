@@ -101,6 +101,7 @@ class Objective(NamedTuple):
               whole batch's, and the step differentiates through it exactly, microbatch by microbatch
               (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983)
     needs:    what its rows must hold beside tokens, as "labels" or "types"; rows without are an error before training
+    writes:   whether `prediction` is a text of ids for each segment, int32 [B, S, T]
     scores:   names of evaluation scores that are not ratios of sums, computed on the arrays of `predict`
     likelihood: (params, encode, batch) -> float32 [B, S], the log-likelihood of each packed segment, or what stands for
               it; None where the objective has none
@@ -121,5 +122,6 @@ class Objective(NamedTuple):
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    writes: bool = False
     likelihood: Callable[..., Array] | None = None
     parts: tuple["Objective", ...] = ()

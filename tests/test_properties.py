@@ -14,7 +14,7 @@ from toys import V
 from model import random
 from model.backbone import backbone
 from model.config import sized
-from objectives import types
+from objectives import seq2seq, types
 from objectives.causal import causal
 from objectives.classify import classify
 from objectives.data2vec import data2vec
@@ -27,6 +27,7 @@ from objectives.pairs import nsp, sop
 from objectives.reconstruct import reconstruct
 from objectives.regress import regress
 from objectives.rtd import rtd
+from objectives.seq2seq import span_corruption, translate
 from train import sharding, tree
 from train import step as training
 
@@ -60,6 +61,10 @@ CASES = {
     "rtd": Case(partial(rtd, coefficient=2.0), BERT),
     "rtd-apart": Case(partial(rtd, sharing="none", generator=dict(layers=1, D=8, heads=2), unit="span"), MODERN),
     "rtd-gdes": Case(partial(rtd, sharing="gdes", coefficient=2.0), MODERN),
+    "translate": Case(partial(translate, smoothing=0.1), BERT),
+    "translate-modern": Case(partial(translate, tied=False, layers=1), MODERN | dict(relative="bias")),
+    "span-corruption": Case(partial(span_corruption, rate=0.3, sentinels=8), MODERN | dict(V=V + 8)),
+    "infilling": Case(partial(seq2seq.denoise, span=2.0), BERT | dict(embed_width=8)),
     "hybrid": Case(partial(hybrid, unit="word"), BERT),
     "denoise": Case(partial(denoise, shuffle=0.5, permute=0.5), MODERN),
     "data2vec": Case(partial(data2vec, top=2, rate=0.3)),

@@ -6,6 +6,7 @@ an error that is raised ends the file.
 """
 
 import csv
+import itertools
 import json
 import sys
 from collections.abc import Collection, Iterator
@@ -31,6 +32,34 @@ def text_rows(file: Path, names: Collection[str], tell: Tell = nobody, *, unit: 
             block, wrong = [], None
     if "".join(block).strip():
         yield start, wrong or {"text": "".join(block).strip()}
+
+
+def parallel_rows(file: Path, names: Collection[str], tell: Tell = nobody, *, text: str, pair: str) -> Rows:
+    """Lines of a file and of its `partner`, as columns `text` and `pair`; a row where both are blank is none."""
+    theirs = partner(file, text, pair)
+    for mine, other in itertools.zip_longest(lines(file, tell), lines(theirs)):
+        if mine is None or other is None:
+            longer, shorter = (theirs, file) if mine is None else (file, theirs)
+            row = (mine or other)[0]
+            raise ValueError(
+                f"{longer}:{row}: {shorter} has only {row - 1} lines; expected a line for each of the other's"
+            )
+        row, said, wrong = mine[0], [mine[1].strip(), other[1].strip()], mine[2] or other[2]
+        if any(said):
+            blank = None if all(said) else ValueError(f"{file}:{row}: blank here or in {theirs}; expected text in both")
+            yield row, wrong or blank or dict(zip(("text", "pair"), said, strict=True))
+
+
+def partner(file: Path, text: str, pair: str) -> Path:
+    """`train.de.gz` of `train.en.gz` for text="en" and pair="de". Raises ValueError where there is none."""
+    parts = file.name.split(".")
+    if text not in parts[1:]:
+        raise ValueError(f"{file}: expected a name with .{text} in it, whose partner has .{pair} there")
+    at = max(i for i, part in enumerate(parts) if part == text)
+    found = file.with_name(".".join([*parts[:at], pair, *parts[at + 1 :]]))
+    if not found.is_file():
+        raise ValueError(f"{file}: its partner {found} is not there")
+    return found
 
 
 def jsonl_rows(file: Path, names: Collection[str], tell: Tell = nobody) -> Rows:

@@ -288,6 +288,30 @@ def text(
     return _source(path, rows, ("text", None, None), None, split, unique, limit, on_error)
 
 
+def parallel(
+    path: str | Sequence[str],
+    text: str,
+    pair: str,
+    *,
+    split: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+    on_error: str = "raise",
+) -> Source:
+    """Records of two files that say the same line by line.
+
+    `parallel("$ROOTSTOCK_DATA/multi30k/train.en.gz", "en", "de")` has the lines of train.en.gz as texts and those of
+    train.de.gz, beside it, as their pairs. Files are decompressed as by `text`.
+    """
+    rows = functools.partial(formats.parallel_rows, text=text, pair=pair)
+    digest = functools.partial(_digest_of_two, text=text, pair=pair)
+    return _source(path, rows, ("text", "pair", None), None, split, unique, limit, on_error, digest=digest)
+
+
+def _digest_of_two(file: Path, text: str, pair: str) -> bytes:
+    return files.digest(file) + files.digest(formats.partner(file, text, pair))
+
+
 def jsonl(
     path: str | Sequence[str],
     text: str = "text",

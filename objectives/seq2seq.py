@@ -1,0 +1,317 @@
+"""Sequence to sequence: an encoder reads one stream, a decoder writes another. Both are made on device of one row."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model import beam, ops
+from model.decoder import decoder
+from model.heads import mlm_head, present
+from model.types import Backbone
+from objectives.spans import spans
+from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+NOISES = ("infill", "delete")
+# (key, row) -> (read [L], kept bool [L], written [L, W], kept bool [L, W]): each place's tokens in the two streams
+_Task = Callable[[Array, dict], tuple[Array, Array, Array, Array]]
+
+
+def translate(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    layers: int | None = None,
+    source_length: int | None = None,
+    target_length: int | None = None,
+    smoothing: float = 0.0,
+    tied: bool = True,
+    beams: int = 1,
+    penalty: float = 0.0,
+    name: str = "seq2seq",
+) -> Objective:
+    """The second text of each pair from the first: the mean of -log p(y_t | y_0 .. y_{t-1}, x) over the target's tokens
+    and its [SEP], by a decoder on the backbone (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+
+    Rows hold pairs, as `train.data.rows:label_examples` makes them: `[CLS] source [SEP] target [SEP]` with `types`. The
+    encoder reads what is of type 0; the decoder writes what is of type 1, and reads [CLS] first. Segments of a row see
+    nothing of each other.
+
+    Args:
+      layers: of the decoder; None for as many as the backbone has.
+      source_length, target_length: places of a row in either stream; what does not fit is cut at the row's end. None
+        for as many as the row has.
+      smoothing: of the loss this share is that of a uniform distribution over the vocabulary (Szegedy et al. 2015,
+        https://arxiv.org/abs/1512.00567, section 7).
+      tied: the decoder's outputs are scored by the backbone's token embeddings, which it reads by in any case.
+      beams, penalty: of `predict`, see `model.beam.search`; one beam is greedy.
+
+    A corrupted row is as it was, and holds under `name` `source`, a batch of `tokens`, `segments` and `positions`
+    [source_length]; `target`, another, of what the decoder reads; `label` int32 [target_length], what it is to write;
+    and `surplus`, how many tokens of that were cut.
+    `predict` gives `prediction` int32 [B, S, target_length], which ends in [SEP] if it is finished, zeros following,
+    and `score` float32 [B, S]. Of a row without types it reads all.
+    Raises ValueError for lengths that the backbone has no place for, and for what is out of bounds.
+    """
+
+    def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
+        second_L = row["types"] == 1
+        return row["tokens"], ~second_L, row["tokens"][:, None], second_L[:, None]
+
+    return _objective(
+        backbone, vocab, task, layers=layers, source_length=source_length, target_length=target_length,
+        smoothing=smoothing, tied=tied, beams=beams, penalty=penalty, name=name, needs=("types",),
+    )  # fmt: skip
+
+
+def span_corruption(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    rate: float = 0.15,
+    span: float = 3.0,
+    sentinels: int = 100,
+    layers: int | None = None,
+    source_length: int | None = None,
+    target_length: int | None = None,
+    smoothing: float = 0.0,
+    tied: bool = True,
+    beams: int = 1,
+    penalty: float = 0.0,
+    name: str = "seq2seq",
+) -> Objective:
+    """T5's objective (Raffel et al. 2019, https://arxiv.org/abs/1910.10683, section 3.1.4): spans of a text are each
+    replaced by a sentinel, and the decoder writes every sentinel and what it stands for, then [SEP].
+
+    Args:
+      rate, span: the share of tokens in spans, and their mean length, see `objectives.spans.spans`. A segment's first
+        and last token ([CLS] and [SEP]) are in none.
+      sentinels: how many there are, the ids from `vocab.size` on, in a segment the first first.
+      target_length: None for what is needed at most.
+      the rest: see `translate`.
+
+    A corrupted row and `predict` are as `translate` says; what is given to `predict` is read as it is.
+    Raises ValueError where the backbone has no embeddings for the sentinels, a row may have more spans than there are
+    sentinels, or a share or length cannot be; and for what `translate` refuses.
+    """
+    _check_spans("span_corruption", rate, span)
+    if sentinels < 1 or vocab.size + sentinels > backbone.config.V:
+        raise ValueError(
+            f"span_corruption sentinels={sentinels} have the ids after the tokenizer's {vocab.size}, and the backbone "
+            f"has V={backbone.config.V}: set backbone V={vocab.size + max(sentinels, 1)}"
+        )
+
+    def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
+        L, S = row["tokens"].shape[0], row["example"].shape[0]
+        most = math.ceil(_most(L, 1, rate) / span)
+        if most > sentinels:
+            raise ValueError(
+                f"span_corruption: a row of {L} tokens may have {most} spans, and there are sentinels={sentinels}: set "
+                f"sentinels={most} and backbone V={vocab.size + most}"
+            )
+        noise_L, last_L = _noise(key, row, rate, span), _last(row)
+        starts_L = _starts(row, noise_L)
+        of_SL = row["segments"][None] == jnp.arange(1, S + 1)[:, None]
+        number_L = (jnp.cumsum(of_SL & starts_L[None], 1) * of_SL).sum(0) - 1
+        sentinel_L = (vocab.size + number_L).astype(row["tokens"].dtype)
+        written_L2 = jnp.stack([sentinel_L, jnp.where(last_L, vocab.sep, row["tokens"])], 1)
+        kept_L2 = jnp.stack([starts_L, noise_L | last_L], 1)
+        return jnp.where(noise_L, sentinel_L, row["tokens"]), starts_L | ~noise_L, written_L2, kept_L2
+
+    def enough(L: int, S: int) -> int:
+        n = _most(L, S, rate)
+        return min(L, math.ceil(n + n / span + S / 2) + S)
+
+    return _objective(
+        backbone, vocab, task, layers=layers, source_length=source_length, target_length=target_length,
+        smoothing=smoothing, tied=tied, beams=beams, penalty=penalty, name=name, enough=enough,
+    )  # fmt: skip
+
+
+def denoise(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    noise: str = "infill",
+    rate: float = 0.3,
+    span: float = 3.0,
+    layers: int | None = None,
+    source_length: int | None = None,
+    target_length: int | None = None,
+    smoothing: float = 0.0,
+    tied: bool = True,
+    beams: int = 1,
+    penalty: float = 0.0,
+    name: str = "seq2seq",
+) -> Objective:
+    """BART's objective (Lewis et al. 2019, https://arxiv.org/abs/1910.13461, section 2.2): the decoder writes the whole
+    text, of which the encoder reads what noise has left.
+
+    Args:
+      noise: "infill", each span becomes one [MASK], or "delete", nothing. Spans are `objectives.spans.spans`'; none is
+        empty, as some of BART's are.
+      rate, span: as of `span_corruption`; of BART's deletion span=1.
+      the rest: see `translate`.
+
+    A corrupted row and `predict` are as `translate` says; what is given to `predict` is read as it is.
+    Raises ValueError for another noise, a share or length that cannot be, and for what `translate` refuses.
+    """
+    if noise not in NOISES:
+        raise ValueError(f"denoise noise={noise!r} must be one of {', '.join(NOISES)}")
+    _check_spans("denoise", rate, span)
+
+    def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
+        noise_L = _noise(key, row, rate, span)
+        read_L = jnp.where(noise_L, vocab.mask, row["tokens"]).astype(row["tokens"].dtype)
+        kept_L = ~noise_L | _starts(row, noise_L) if noise == "infill" else ~noise_L
+        written_L = jnp.where(_last(row), vocab.sep, row["tokens"])
+        return read_L, kept_L, written_L[:, None], (row["positions"] > 0)[:, None]
+
+    return _objective(
+        backbone, vocab, task, layers=layers, source_length=source_length, target_length=target_length,
+        smoothing=smoothing, tied=tied, beams=beams, penalty=penalty, name=name,
+    )  # fmt: skip
+
+
+def _check_spans(name: str, rate: float, span: float) -> None:
+    if not 0 < rate < 1:
+        raise ValueError(f"{name} rate={rate} is the share of tokens in spans, between 0 and 1")
+    if span < 1:
+        raise ValueError(f"{name} span={span} is a mean length in tokens and must be at least 1")
+
+
+def _most(L: int, S: int, rate: float) -> int:
+    """Tokens in spans of a row, at most."""
+    return math.ceil(rate * L) + S
+
+
+def _last(row: dict) -> Array:
+    """Whether a place is its segment's last."""
+    after_L = jnp.zeros_like(row["segments"]).at[:-1].set(row["segments"][1:])
+    return (row["segments"] > 0) & (row["segments"] != after_L)
+
+
+def _noise(key: Array, row: dict, rate: float, span: float) -> Array:
+    free_L = (row["segments"] > 0) & (row["positions"] > 0) & ~_last(row)
+    return spans(key, row, free_L, rate=rate, span=span)
+
+
+def _starts(row: dict, noise_L: Array) -> Array:
+    """Where a span begins; no span is a segment's first token."""
+    return noise_L & ~jnp.zeros_like(noise_L).at[1:].set(noise_L[:-1])
+
+
+def _objective(
+    backbone: Backbone,
+    vocab: Vocab,
+    task: _Task,
+    *,
+    layers: int | None,
+    source_length: int | None,
+    target_length: int | None,
+    smoothing: float,
+    tied: bool,
+    beams: int,
+    penalty: float,
+    name: str,
+    enough: Callable[[int, int], int] = lambda L, S: L,
+    needs: tuple[str, ...] = (),
+) -> Objective:
+    """`enough` are the places that targets take, of rows of L tokens in S segments."""
+    cfg = backbone.config
+    for what, length in dict(source_length=source_length, target_length=target_length).items():
+        if length is not None and not 1 <= length <= cfg.max_length:
+            raise ValueError(f"{name} {what}={length} must be from 1 to the backbone's max_length={cfg.max_length}")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"{name} smoothing={smoothing} is a share of the loss and must be in [0, 1)")
+    if beams < 1 or penalty < 0 or (beams == 1 and penalty):
+        raise ValueError(
+            f"{name} beams={beams}, penalty={penalty}: expected at least 1 beam, and a penalty above 0 of several alone"
+        )
+    writer, head = decoder(cfg, layers=layers), mlm_head(cfg, tied=tied, activation=None)
+    banned_V = np.isin(np.arange(cfg.V), np.setdiff1d([vocab.pad, vocab.cls, vocab.mask], [vocab.sep]))
+
+    def corrupt(key: Array, row: dict, step: Array) -> dict:
+        L, S = row["tokens"].shape[0], row["example"].shape[0]
+        read_L, kept_L, written_LW, kept_LW = task(key, row)
+        source, _ = _stream(row, read_L[:, None], kept_L[:, None], source_length or L)
+        target, surplus = _stream(row, written_LW, kept_LW, target_length or enough(L, S))
+        label_T = target["tokens"]
+        before_T = jnp.where(target["positions"] == 0, vocab.cls, jnp.roll(label_T, 1)).astype(label_T.dtype)
+        target["tokens"] = jnp.where(target["segments"] > 0, before_T, vocab.pad).astype(label_T.dtype)
+        return row | {name: dict(source=source, target=target, label=label_T, surplus=surplus)}
+
+    def scored(params: dict, hidden: Array) -> Array:
+        return head.apply(params[name]["head"], hidden, params["backbone"]["embed"]["tokens"])
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        mine = batch[name]
+        source, target = (mine[k] | {"example": batch["example"]} for k in ("source", "target"))
+        memory_BMD = encode(source, key).hidden
+        hidden_BTD = writer.decode(params[name]["decoder"], params["backbone"], target, source, memory_BMD, key)
+        logits_BTV = scored(params, hidden_BTD)
+        nll_BT, hit_BT = ops.cross_entropy(logits_BTV, mine["label"])
+        weight_BT = (target["segments"] > 0).astype(jnp.float32)
+        count, nll = weight_BT.sum(), (nll_BT * weight_BT).sum()
+        total = nll
+        if smoothing:
+            # the mean over the vocabulary of -log p is the label's, and by how much its logit exceeds their mean
+            wide_BTV = ops.wide(logits_BTV)
+            above_BT = jnp.take_along_axis(wide_BTV, mine["label"][..., None], 2)[..., 0] - wide_BTV.mean(-1)
+            total = nll + smoothing * (above_BT * weight_BT).sum()
+        metrics = {
+            f"{name}_accuracy": Ratio((hit_BT * weight_BT).sum(), count),
+            f"{name}_nll": Ratio(nll, count),
+            f"{name}_surplus": Ratio(mine["surplus"].sum(), count),
+        }
+        return Sums({name: Term(total, count)}, metrics)
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        batch = dict(batch)
+        (B, L), S = batch["tokens"].shape, batch["example"].shape[1]
+        kept_BL = batch["types"] == 0 if needs and "types" in batch else jnp.ones((B, L), bool)
+        rows = {k: batch[k] for k in ("tokens", "segments", "positions")}
+
+        def read(row: dict, kept_L: Array) -> dict:
+            return _stream(row, row["tokens"][:, None], kept_L[:, None], source_length or L)[0]
+
+        source = jax.vmap(read)(rows, kept_BL) | {"example": batch["example"]}
+        segments_BQ = jnp.broadcast_to(jnp.repeat(jnp.arange(1, S + 1, dtype=jnp.int32), beams)[None], (B, S * beams))
+        steps = target_length or enough(L, S)
+        own, memory_BMD = params[name], encode(source).hidden
+        cache, step = writer.start(own["decoder"], params["backbone"], source, memory_BMD, segments_BQ, steps)
+
+        def write(tokens_BQ, cache):
+            hidden_BQD, cache = step(tokens_BQ, cache)
+            return scored(params, hidden_BQD), cache
+
+        prediction_BST, score_BS = beam.search(
+            write, lambda cache, index_BQ: cache.take(index_BQ), cache, present(batch) > 0,
+            start=vocab.cls, end=vocab.sep, banned_V=jnp.asarray(banned_V), beams=beams, steps=steps, penalty=penalty,
+        )  # fmt: skip
+        return dict(prediction=prediction_BST, score=score_BS)
+
+    def init(key: Array) -> dict:
+        a, b = jax.random.split(key)
+        return {"decoder": writer.init(a), "head": head.init(b)}
+
+    axes = {"decoder": writer.axes, "head": head.axes}
+    return Objective(name, loss, predict, init, axes, corrupt, needs=needs, writes=True)
+
+
+def _stream(row: dict, tokens_LW: Array, kept_LW: Array, length: int) -> tuple[dict, Array]:
+    """(tokens, segments and positions [length] of what is kept of a row, in order; how much did not fit)."""
+    segments_LW = jnp.broadcast_to(row["segments"][:, None], kept_LW.shape)
+    kept_N = (kept_LW & (segments_LW > 0)).reshape(-1)
+    to_N = jnp.where(kept_N, jnp.cumsum(kept_N) - 1, length)
+
+    def laid(x_LW: Array) -> Array:
+        return jnp.zeros(length, x_LW.dtype).at[to_N].set(x_LW.reshape(-1), mode="drop")
+
+    segments_M, place_M = laid(segments_LW), jnp.arange(length, dtype=jnp.int32)
+    begins_M = segments_M != jnp.zeros_like(segments_M).at[1:].set(segments_M[:-1])
+    positions_M = jnp.where(segments_M > 0, place_M - jax.lax.cummax(jnp.where(begins_M, place_M, 0)), 0)
+    surplus = jnp.maximum(kept_N.sum() - length, 0).astype(jnp.float32)
+    return dict(tokens=laid(tokens_LW), segments=segments_M, positions=positions_M.astype(jnp.int32)), surplus
