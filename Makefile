@@ -63,7 +63,7 @@ bench: $(STAMP)
 # resolve anew, for all supported Pythons at once
 constraints:
 	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --upgrade \
-	  $(foreach extra,cuda tpu demo doctor huggingface dev,--extra $(extra)) \
+	  $(foreach extra,cuda tpu demo doctor huggingface translate dev,--extra $(extra)) \
 	  pyproject.toml -o constraints.txt
 
 clean:

@@ -89,7 +89,8 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
 
     It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class, and
     `probabilities` by class; for a number `prediction`; for tokens `prediction`, a list of {piece, probability} with
-    one for each [MASK] of the text; for anything else its arrays, by name.
+    one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for anything else its
+    arrays, by name.
 
     Warns on stderr of texts that were cut. Raises ValueError where there is no text, or one has no [MASK] to fill.
     """
@@ -133,6 +134,10 @@ def _rows_a_batch(trained: Trained, rows: int) -> int:
 
 def _said(trained: Trained, found: dict[str, np.ndarray], tokens: np.ndarray, record: Any) -> dict[str, Any]:
     """What the objective's `predict` found for one row, in words."""
+    if trained.objective.writes:  # [S, T]
+        ids = found["prediction"][0]
+        text = trained.tokenizer.decode(ids[ids < trained.tokenizer.vocab.size])  # no other id has a piece
+        return {"prediction": text, "score": _tidy(float(found["score"][0]))}
     if "probabilities" in found:  # [S, C]
         shares = found["probabilities"][0].tolist()
         classes = trained.made.data.get("classes") or tuple(map(str, range(len(shares))))
@@ -159,7 +164,10 @@ def _plain(x: Any) -> Any:
 
 
 def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
-    """Metrics of the stage's evaluations, named as in its log ("dev/accuracy"); None for one that is undefined."""
+    """Metrics of the stage's evaluations, named as in its log ("dev/accuracy"); None for one that is undefined.
+
+    Where texts are written for pairs, "dev/bleu" too: the texts of the source's records against their pairs.
+    """
     import jax
 
     from train import build, evaluate
@@ -179,7 +187,22 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
         found = evaluate.evaluate(run, trained.params, batches, trained.objective.scores)
         # JSON has no nan
         out |= {f"{name}/{k}": v if math.isfinite(v) else None for k, v in found.items()}
+        if trained.objective.writes and section.get("source", {}).get("pair") is not None:
+            records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
+            out[f"{name}/bleu"] = bleu(trained, records)
     return out
+
+
+def bleu(trained: Trained, records: list) -> float:
+    """Corpus BLEU, 0 to 100, of what is written for the records' texts against their pairs, as they are and not as they
+    are tokenized (Post 2018, https://arxiv.org/abs/1804.08771). Raises ValueError where sacrebleu is not installed.
+    """
+    try:
+        import sacrebleu
+    except ImportError:
+        raise ValueError("BLEU needs the package sacrebleu: pip install -e '.[translate]'") from None
+    said = [one["prediction"] for one in predict(trained, [record._replace(pair=None) for record in records])]
+    return float(sacrebleu.corpus_bleu(said, [[record.pair for record in records]]).score)
 
 
 def _given(args: argparse.Namespace) -> list:

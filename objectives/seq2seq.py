@@ -41,8 +41,8 @@ def translate(
 
     Args:
       layers: of the decoder; None for as many as the backbone has.
-      source_length, target_length: places of a row in either stream; what does not fit is cut at the row's end. None
-        for as many as the row has.
+      source_length, target_length: places of a row in either stream, no more than the row's own; what does not fit is
+        cut at the row's end. None for as many as the row has.
       smoothing: of the loss this share is that of a uniform distribution over the vocabulary (Szegedy et al. 2015,
         https://arxiv.org/abs/1512.00567, section 7).
       tied: the decoder's outputs are scored by the backbone's token embeddings, which it reads by in any case.
@@ -236,8 +236,8 @@ def _objective(
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         L, S = row["tokens"].shape[0], row["example"].shape[0]
         read_L, kept_L, written_LW, kept_LW = task(key, row)
-        source, _ = _stream(row, read_L[:, None], kept_L[:, None], source_length or L)
-        target, surplus = _stream(row, written_LW, kept_LW, target_length or enough(L, S))
+        source, _ = _stream(row, read_L[:, None], kept_L[:, None], min(source_length or L, L))
+        target, surplus = _stream(row, written_LW, kept_LW, min(target_length or enough(L, S), L))
         label_T = target["tokens"]
         before_T = jnp.where(target["positions"] == 0, vocab.cls, jnp.roll(label_T, 1)).astype(label_T.dtype)
         target["tokens"] = jnp.where(target["segments"] > 0, before_T, vocab.pad).astype(label_T.dtype)
@@ -275,7 +275,7 @@ def _objective(
         rows = {k: batch[k] for k in ("tokens", "segments", "positions")}
 
         def read(row: dict, kept_L: Array) -> dict:
-            return _stream(row, row["tokens"][:, None], kept_L[:, None], source_length or L)[0]
+            return _stream(row, row["tokens"][:, None], kept_L[:, None], min(source_length or L, L))[0]
 
         source = jax.vmap(read)(rows, kept_BL) | {"example": batch["example"]}
         segments_BQ = jnp.broadcast_to(jnp.repeat(jnp.arange(1, S + 1, dtype=jnp.int32), beams)[None], (B, S * beams))

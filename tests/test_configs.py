@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def data(tmp_path_factory) -> Path:
             file.writelines(json.dumps({"text": t}) + "\n" for t in texts)
     table = "text,label\n" + "".join(f"{t},{i % 2}\n" for i, t in enumerate(texts))
     (folder / "labelled.csv").write_text(table)
+    (folder / "multi30k").mkdir()
+    for split, end in itertools.product(("train", "val"), ("en", "de")):
+        with gzip.open(folder / "multi30k" / f"{split}.{end}.gz", "wt") as file:
+            file.writelines(f"{t[:30].strip()}\n" for t in texts)
     (folder / "glue" / "RTE").mkdir(parents=True)
     lines = [f"{i}\t{t[:30]}\t{t[30:60]}\t{'not_' * (i % 2)}entailment\n" for i, t in enumerate(texts)]
     for split in ("train", "dev"):

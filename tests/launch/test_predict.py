@@ -93,6 +93,21 @@ def test_numbers_and_other_arrays(finetuned):
     assert predicting._said(finetuned, {"embedding": np.ones((1, 2))}, np.zeros(4), None) == {"embedding": [1.0, 1.0]}
 
 
+def test_texts_that_are_written(finetuned, monkeypatch):
+    """Decoded without special ids or those that have no piece; BLEU is sacrebleu's of what is said for each text."""
+    writing = finetuned._replace(objective=finetuned.objective._replace(writes=True))
+    tokenizer = finetuned.tokenizer
+    (ids,) = tokenizer.encode(["good film"])
+    found = {"prediction": np.array([[*ids, tokenizer.vocab.size + 1, 3, 0]]), "score": np.float32([-1.5])}
+    assert predicting._said(writing, found, np.zeros(4), None) == {"prediction": "good film", "score": -1.5}
+    said = ["the cat sat on the mat", "a dog ran over the hill"]
+    given = [record(text, pair, "t") for text, pair in (("a", said[0]), ("b", "a dog ran over the green hill"))]
+    monkeypatch.setattr(predicting, "predict", lambda trained, records: ({"prediction": s} for s in said))
+    # of 12 words 12 are right, of their pairs 9 of 10, threes 7 of 8, fours 5 of 6; 13 were wanted
+    want = 100 * np.exp(1 - 13 / 12) * (9 / 10 * 7 / 8 * 5 / 6) ** 0.25
+    np.testing.assert_allclose(predicting.bleu(writing, given), want, rtol=1e-6)
+
+
 def test_evaluations_are_those_of_training(toy, finetuned):
     lines = [json.loads(line) for line in (toy.workdir / "finetune/metrics.jsonl").read_text().splitlines()]
     logged = next(line for line in lines if line["step"] == 3 and "dev/accuracy" in line)

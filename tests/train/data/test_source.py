@@ -72,6 +72,37 @@ def test_several_files_are_read_in_order_and_once(tmp_path):
     assert [record.text for record in records] == ["c", "a", "b"]
 
 
+def test_two_files_line_by_line(tmp_path):
+    for name, text in {"a.en": "one\n\ntwo\n", "a.de": "eins\n\nzwei", "b.v1.en": "x\n", "b.v1.de": "y\n"}.items():
+        write(tmp_path, f"{name}.gz", COMPRESS[".gz"](text.encode()))
+    found = source.parallel(f"{tmp_path}/*.en.gz", "en", "de")
+    assert [r[:3] for r in found] == [("one", "eins", None), ("two", "zwei", None), ("x", "y", None)]
+    assert [r.where.rpartition("/")[2] for r in found] == ["a.en.gz:1", "a.en.gz:3", "b.v1.en.gz:1"]
+    before = found.fingerprint
+    write(tmp_path, "b.v1.de.gz", COMPRESS[".gz"](b"z\n"))
+    assert source.parallel(f"{tmp_path}/*.en.gz", "en", "de").fingerprint != before
+
+
+@pytest.mark.parametrize(
+    "mine, theirs, message",
+    [
+        ("a\nb\n", "a\n", "a.en:2: .*a.de has only 1 lines; expected a line for each"),
+        ("a\n", "a\nb\n", "a.de:2: .*a.en has only 1 lines"),
+        ("a\n\n", "a\nb\n", "a.en:2: blank here or in .*a.de; expected text in both"),
+        ("a\n", None, "a.en: its partner .*a.de is not there"),
+        ("a\n", b"\xff\n", "a.de:1: byte 0xff at column 1 is not UTF-8"),
+    ],
+)
+def test_two_files_that_do_not_match(tmp_path, mine, theirs, message):
+    path = write(tmp_path, "a.en", mine)
+    if theirs is not None:
+        write(tmp_path, "a.de", theirs)
+    with pytest.raises(ValueError, match=message):
+        list(source.parallel(path, "en", "de"))
+    with pytest.raises(ValueError, match=r"expected a name with \.fr in it, whose partner has \.de there"):
+        list(source.parallel(path, "fr", "de"))
+
+
 JSONL = {"text": "t", "label": "y"}
 ERRORS = {
     "no file": (None, lambda p: source.text(p), "no such file"),
