@@ -1,0 +1,53 @@
+"""English to German on Multi30k's captions, from scratch: a small encoder and decoder, for two CPU cores.
+
+    python -m train --config=configs/translate_multi30k.py --workdir=runs/multi30k
+    python -m launch.predict --workdir=runs/multi30k --stage=translate --evaluate
+    python -m launch.predict --workdir=runs/multi30k --stage=translate --text="Two dogs play in the snow."
+
+ROOTSTOCK_DATA holds multi30k/{train,val}.{en,de}.gz, a caption a line (Elliott et al. 2016,
+https://arxiv.org/abs/1605.00459): 29,000 pairs to train on, 1,014 to validate. --evaluate needs the extra `translate`.
+
+Seen so far is a check that all parts work, not a translation: with --config.translate.epochs=0.3 (68 steps; 5 minutes
+on two cores shared with five other runs) the loss goes from 8.29 to 5.20; of the validation pairs -log p is 4.76
+a token, accuracy 22.8 %, BLEU 0.25 (greedy). The whole run is yet to be timed.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    def captions(split: str) -> dict:
+        path = f"$ROOTSTOCK_DATA/multi30k/{split}.en.gz"
+        return dict(factory="train.data.source:parallel", path=path, text="en", pair="de")
+
+    def pairs(split: str) -> dict:
+        return dict(
+            factory="train.data.rows:label_examples", source=captions(split), length=128, classes=None, truncate=True
+        )
+
+    config = ml_collections.ConfigDict()
+    config.stages = ("translate",)
+    config.tokenizer = dict(
+        factory="train.data.tokenizer:train_sentencepiece", source=captions("train"), size=4000, sentences=58_000
+    )
+    config.backbone = dict(
+        size="tiny", layers=2, D=128, heads=4, F=512, max_length=128, types=0, position="rope", norm_at="pre",
+        mlp="geglu", bias=False, dropout=0.1, attention_dropout=0.0, residual_init=True,
+    )  # fmt: skip
+    config.translate = dict(
+        # packed rows hold as much of one language as of the other, about
+        objective=dict(factory="objectives.seq2seq:translate", source_length=80, target_length=80, smoothing=0.1),
+        data=pairs("train"),
+        evals=dict(dev=pairs("val")),
+        optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
+        schedule=dict(factory="train.schedule:linear", peak=3e-3, warmup=0.05),
+        batch=128,
+        layout="packed",
+        epochs=8.0,
+        seed=0,
+        eval_every=450,
+        save_every=450,
+        log_every=50,
+        best="-dev/seq2seq_nll",
+    )
+    return config
