@@ -102,7 +102,9 @@ class Objective(NamedTuple):
               (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983)
     needs:    what its rows must hold beside tokens, as "labels" or "types"; rows without are an error before training
     writes:   whether `prediction` is a text of ids for each segment, int32 [B, S, T]
-    scores:   names of evaluation scores that are not ratios of sums, computed on the arrays of `predict`
+    scores:   names of evaluation scores that are not ratios of sums, computed on `prediction` [B, S, ...] of `predict`,
+              of the segments that its `scored` bool [B, S] tells, by default all
+    scored:   what rows must hold beside `needs` to be scored
     likelihood: (params, encode, batch) -> float32 [B, S], the log-likelihood of each packed segment, or what stands for
               it; None where the objective has none
     parts:    the objectives of a mixture; `init` and `axes` are then by their names, each a key of the params tree
@@ -122,6 +124,7 @@ class Objective(NamedTuple):
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ("labels",)
     writes: bool = False
     likelihood: Callable[..., Array] | None = None
     parts: tuple["Objective", ...] = ()

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -339,7 +340,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     schedule, optimizer, learned = optimization(made, name, bb, objective, steps)
     evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir) for k, v in made.evals.items()}
     for where, held in {"data": data, **{f"evals.{k}": v for k, v in evals.items()}}.items():
-        check_needs(objective, table(held).read(np.arange(1)), f"{name}.{where}")
+        check_needs(objective, table(held).read(np.arange(1)), f"{name}.{where}", scored=where != "data")
     source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
     identity = identity_of(made) | {"sources": source_of}
     return Stage(
@@ -352,13 +353,14 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     )  # fmt: skip
 
 
-def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError where rows of these arrays lack what the objective reads."""
-    if missing := [need for need in objective.needs if need not in arrays]:
+def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, scored: bool = False) -> None:
+    """Raises ValueError where rows of these arrays lack what the objective reads, with its scores if `scored`."""
+    needs = (*objective.needs, *(objective.scored if scored and objective.scores else ()))
+    if missing := [need for need in dict.fromkeys(needs) if need not in arrays]:
         raise ValueError(
             f"{where}: {objective.name} reads {', '.join(missing)}, and these rows hold {', '.join(sorted(arrays))}. "
             "`types` are of pairs: train.data.rows:pair_sentences, or a source with a pair; `labels` of a source with "
-            "a label"
+            "a label; `group` of train.data.rows:text_groups, from records of several texts"
         )
 
 
@@ -443,8 +445,12 @@ def example_batch(made: Spec, name: str, vocab: Vocab) -> dict[str, jax.ShapeDty
         return {k: jax.ShapeDtypeStruct((made.batch, *x.shape[1:]), x.dtype) for k, x in row.items()}
     section = data.get("source", {})
     classes = data.get("classes")
-    label = None if section.get("label") is None else (str(classes[0]) if classes else "0")
-    record = Record("a", "a" if section.get("pair") is not None else None, label, "a stand-in")
+    pair, more = section.get("pair") is not None, tuple("a" for _ in section.get("more", ()))
+    if more:  # of a group at least two texts beside the first: a column may hold a list of them
+        more += ("a",) * (2 - pair - len(more))
+    number = json.dumps([0] * (pair + len(more))) if more else "0"
+    label = None if section.get("label") is None else (str(classes[0]) if classes else number)
+    record = Record("a", "a" if pair else None, label, "a stand-in", more)
 
     class OneToken:
         separators = 1

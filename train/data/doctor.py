@@ -216,7 +216,7 @@ class _Evaluation:
         self._where: dict[str, str] = {}
         self.short = 0
         for record in against:
-            words = _words(f"{record.text} {record.pair or ''}")
+            words = _words(" ".join(record.texts))
             for run in _runs(words, NGRAM) if len(words) >= NGRAM else ():
                 self._runs.setdefault(run, []).append(record.where)
                 self.sizes[record.where] += 1

@@ -79,7 +79,7 @@ def chunks(source: Iterable[Record], characters: int) -> Iterator[list[Record]]:
     size = 0
     for record in source:
         held.append(record)
-        size += len(record.text) + len(record.pair or "")
+        size += sum(map(len, record.texts))
         if size >= characters:
             yield held
             held, size = [], 0

@@ -24,12 +24,21 @@ from train.data import arrayrecord, arrow, files, formats
 
 
 class Record(NamedTuple):
-    """A document or an example: `where` is "file:row", from 1: the line it begins on, if there are lines."""
+    """A document or an example: `where` is "file:row", from 1: the line it begins on, if there are lines.
+
+    `more` are the texts after text and pair, where an example is a group of them: hard negatives, choices, candidates.
+    """
 
     text: str
     pair: str | None
     label: str | None
     where: str
+    more: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Text, pair where there is one, and the rest."""
+        return (self.text, *(() if self.pair is None else (self.pair,)), *self.more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +48,13 @@ class Source:
     path:     paths or names as `find` takes them; a file found twice is read once
     rows:     reads one file into (row, columns): a `functools.partial` of a function as `train.data.formats` says
     columns:  the columns that become text, pair and label; None where there is none
+    more:     the columns of further texts; one that holds a list gives each text of it, an empty one none
     find:     the files of a path
     digest:   a hash of all that a file's rows depend on
     where:    keep records whose column equals the value, both as text
     split:    keep records whose text, hashed to a fraction in [0, 1), lies in [lo, hi). White space does not count, and
               neither order nor the other records matter, so copies of a text never fall on both sides of a split
-    unique:   keep the first of records equal in text and pair
+    unique:   keep the first of records equal in all their texts
     limit:    keep this many records, a sample by a second hash of the text, in their order
     on_error: "raise" for whatever a file has wrong, or "skip": such rows are left out and counted. Where a file cannot
               be read on (a truncated stream, a missing column) its rest is left out and counts as one
@@ -59,6 +69,7 @@ class Source:
     path: tuple[str, ...]
     rows: functools.partial[formats.Rows]
     columns: tuple[str, str | None, str | None] = ("text", None, None)
+    more: tuple[str, ...] = ()
     find: Callable[[str], list[Path]] = files.find
     digest: Callable[[Path], bytes] = files.digest
     where: tuple[tuple[str, str], ...] = ()
@@ -110,7 +121,7 @@ class Source:
         arguments = (
             self.rows.func.__name__,
             self.rows.keywords,
-            self.columns,
+            self.columns + self.more,
             self.where,
             self.split,
             self.unique,
@@ -164,7 +175,9 @@ class Source:
             if self.split is not None and not self.split[0] <= _fraction(record.text, b"split") < self.split[1]:
                 continue
             if self.unique:
-                digest = hashlib.blake2b(json.dumps([record.text, record.pair]).encode(), digest_size=16).digest()
+                digest = hashlib.blake2b(
+                    json.dumps([record.text, record.pair, *record.more]).encode(), digest_size=16
+                ).digest()
                 if digest in seen:
                     self.repeated[str(file)] += 1
                     continue
@@ -180,7 +193,9 @@ class Source:
 
     def _read(self) -> Iterator[tuple[Path, int, Mapping[str, Any] | ValueError]]:
         """(file, row, columns) of all files; an error that ends a file is its last row."""
-        names = tuple(dict.fromkeys(name for name in (*self.columns, *dict(self.where)) if name is not None))
+        names = tuple(
+            dict.fromkeys(name for name in (*self.columns, *self.more, *dict(self.where)) if name is not None)
+        )
         for file in self.files:
             try:
                 for row, columns in self.rows(file, names, functools.partial(_add, self.read, str(file))):
@@ -194,9 +209,19 @@ class Source:
             raise columns
         if any(_value(columns, name, where) != value for name, value in self.where):
             return None
+        name = self.columns[2] or ""
+        if isinstance(held := columns.get(name), list):  # a number for each text of a group
+            columns = {**columns, name: json.dumps(held)}
         text, pair, label = (None if name is None else _value(columns, name, where) for name in self.columns)
         assert text is not None
-        return Record(text, pair, label, where)
+        more: list[str] = []
+        for name in self.more:
+            held = columns.get(name)
+            if isinstance(held, list):
+                more += [_value({name: x}, name, where) for x in held]
+            elif value := _value(columns, name, where):
+                more.append(value)
+        return Record(text, pair, label, where, tuple(more))
 
 
 def _add(counts: collections.Counter[str], name: str, n: int) -> None:
@@ -245,6 +270,7 @@ def _source(
     path: str | Sequence[str],
     rows: functools.partial[formats.Rows],
     columns: tuple[str | int, str | int | None, str | int | None],
+    more: Sequence[str | int],
     where: Mapping[Any, Any] | None,
     split: Sequence[float] | None,
     unique: bool,
@@ -259,6 +285,7 @@ def _source(
         path=(path,) if isinstance(path, str) else tuple(path),
         rows=rows,
         columns=(text, pair, label),
+        more=tuple(str(name) for name in more),
         where=tuple(sorted(kept.items())),
         split=None if split is None else tuple(float(fraction) for fraction in split),  # type: ignore[arg-type]
         unique=unique,
@@ -285,7 +312,7 @@ def text(
     if unit not in ("file", "line", "block"):
         raise ValueError(f'unit={unit!r}: expected "file", "line" or "block"')
     rows = functools.partial(formats.text_rows, unit=unit)
-    return _source(path, rows, ("text", None, None), None, split, unique, limit, on_error)
+    return _source(path, rows, ("text", None, None), (), None, split, unique, limit, on_error)
 
 
 def parallel(
@@ -318,15 +345,20 @@ def jsonl(
     pair: str | None = None,
     label: str | None = None,
     *,
+    more: Sequence[str] = (),
     where: Mapping[str, Any] | None = None,
     split: Sequence[float] | None = None,
     unique: bool = False,
     limit: int | None = None,
     on_error: str = "raise",
 ) -> Source:
-    """Records of JSON objects, one a line; `text`, `pair` and `label` are their keys. Numbers become text."""
+    """Records of JSON objects, one a line; `text`, `pair` and `label` are their keys. Numbers become text.
+
+    `more` are keys of further texts, for `train.data.rows.text_groups`; so they are columns in the other formats. A
+    list of texts gives all of them: `jsonl("search.jsonl", "query", more=("candidates",), label="grades")`.
+    """
     rows = functools.partial(formats.jsonl_rows)
-    return _source(path, rows, (text, pair, label), where, split, unique, limit, on_error)
+    return _source(path, rows, (text, pair, label), more, where, split, unique, limit, on_error)
 
 
 def csv(
@@ -337,6 +369,7 @@ def csv(
     delimiter: str = ",",
     header: bool = True,
     *,
+    more: Sequence[str | int] = (),
     where: Mapping[Any, Any] | None = None,
     split: Sequence[float] | None = None,
     unique: bool = False,
@@ -349,7 +382,7 @@ def csv(
     `csv("$ROOTSTOCK_DATA/glue/CoLA/train.tsv", text=3, label=1, delimiter="\\t", header=False)`.
     """
     rows = functools.partial(formats.csv_rows, delimiter=delimiter, header=header)
-    return _source(path, rows, (text, pair, label), where, split, unique, limit, on_error)
+    return _source(path, rows, (text, pair, label), more, where, split, unique, limit, on_error)
 
 
 def parquet(
@@ -358,6 +391,7 @@ def parquet(
     pair: str | None = None,
     label: str | None = None,
     *,
+    more: Sequence[str] = (),
     where: Mapping[str, Any] | None = None,
     split: Sequence[float] | None = None,
     unique: bool = False,
@@ -366,7 +400,7 @@ def parquet(
 ) -> Source:
     """Records of parquet files; `text`, `pair` and `label` are columns. Only the columns named are read."""
     rows = functools.partial(arrow.parquet_rows)
-    return _source(path, rows, (text, pair, label), where, split, unique, limit, on_error)
+    return _source(path, rows, (text, pair, label), more, where, split, unique, limit, on_error)
 
 
 def tfds(
@@ -377,6 +411,7 @@ def tfds(
     label: str | None = None,
     data_dir: str | None = None,
     *,
+    more: Sequence[str] = (),
     where: Mapping[str, Any] | None = None,
     fractions: Sequence[float] | None = None,
     unique: bool = False,
@@ -398,6 +433,7 @@ def tfds(
         name,
         functools.partial(arrayrecord.tfds_rows, split=_own(split)),
         (text, pair, label),
+        more,
         where,
         fractions,
         unique,
@@ -417,6 +453,7 @@ def huggingface(
     config: str | None = None,
     revision: str | None = None,
     *,
+    more: Sequence[str] = (),
     where: Mapping[str, Any] | None = None,
     fractions: Sequence[float] | None = None,
     unique: bool = False,
@@ -438,6 +475,7 @@ def huggingface(
         path,
         functools.partial(arrow.huggingface_rows, config=config, split=_own(split)),
         (text, pair, label),
+        more,
         where,
         fractions,
         unique,

@@ -230,9 +230,8 @@ def _size_error(size: int, message: str) -> Exception:
 
 def _sentences(source: Iterable[Record]) -> Iterator[str]:
     for record in source:
-        for text in (record.text, record.pair):
-            if text:
-                yield from _SENTENCE.findall(text.translate(_RESERVED))
+        for text in record.texts:
+            yield from _SENTENCE.findall(text.translate(_RESERVED))
 
 
 def _sample(items: Iterable[str], most: int) -> list[str]:
