@@ -12,6 +12,7 @@ from model import random
 from model.types import Backbone
 from objectives import types
 from objectives.types import Objective
+from train import ranking
 from train.step import corrupted, identity
 
 
@@ -44,17 +45,26 @@ def evaluate(run: Callable[[Any, dict], tuple[Any, dict]], params: Any, batches:
         stacked = sums if total is None else jax.tree.map(lambda *x: jnp.stack(x), total, sums)
         total = sums if total is None else types.add(stacked)
         if scores:
-            wanted = {k: batch[k] for k in ("example", "segments", "labels")} | {
-                "prediction": predictions["prediction"]
-            }
-            gathered.append(_local(wanted))
+            wanted = {k: batch[k] for k in ("example", "segments", "labels", "group") if k in batch}
+            gathered.append(_local(wanted | {k: predictions[k] for k in ("prediction", "scored") if k in predictions}))
     if total is None:
         raise ValueError("there is nothing to evaluate: the data set has no rows")
     out = {name: float(x) for name, x in types.report(jax.device_get(total)).items()}
     if scores:
-        labels, found = examples(gathered, "labels", "prediction")
-        out |= {name: score(name, labels, found) for name in scores}
+        labels, found, queries = examples(
+            [a | {"query": _queries(a)} for a in gathered], "labels", "prediction", "query"
+        )
+        out |= {name: score(name, labels, found, queries) for name in scores}
     return out
+
+
+def _queries(arrays: dict) -> np.ndarray:
+    """[B, S, 2]: the example that begins each segment's group; its own, where rows have none."""
+    if "group" not in arrays:
+        return arrays["example"]
+    group = arrays["group"]
+    first = (group[:, :, None] == group[:, None, :]).argmax(-1)
+    return np.take_along_axis(arrays["example"], first[..., None], 1)
 
 
 def _local(arrays: dict) -> dict:
@@ -66,22 +76,32 @@ def _local(arrays: dict) -> dict:
 
 
 def examples(gathered: list[dict], *names: str) -> list[np.ndarray]:
-    """Arrays [B, S, ...] of many batches as one [examples, ...] each, in the order of the examples, none twice."""
+    """Arrays [B, S, ...] of many batches as one [examples, ...] each, in the order of the examples, none twice.
+
+    Where there is an array `scored` [B, S], of the examples that it tells.
+    """
     chosen = []
     for arrays in gathered:  # batches may have rows of different lengths
         there = arrays["segments"].max(1)[:, None] >= np.arange(1, arrays["example"].shape[1] + 1)
+        there &= arrays.get("scored", True)
         chosen.append({k: arrays[k][there] for k in ("example", *names)})
     whole = {k: np.concatenate([c[k] for c in chosen]) for k in ("example", *names)}
     _, first = np.unique(whole["example"], axis=0, return_index=True)
     return [whole[name][first] for name in names]
 
 
-def score(name: str, labels: np.ndarray, found: np.ndarray) -> float:
-    """A score by the name GLUE gives it, from scikit-learn or SciPy.
+def score(name: str, labels: np.ndarray, found: np.ndarray, queries: np.ndarray | None = None) -> float:
+    """A score by the name GLUE gives it, from scikit-learn or SciPy; or of rankings, see `train.ranking`.
+
+    queries: [n, ...], whose candidate each one is, for rankings
 
     f1 is of class 1 where there are two classes, else the macro average. Pearson's and Spearman's correlations are nan
     where predictions are all alike.
     """
+    if name.partition("@")[0] in ranking.KINDS:
+        assert queries is not None
+        there, relevance, scores = ranking.table(queries, labels, found)
+        return ranking.rank(name, scores, relevance, there)
     # imported here: training need not wait for these
     if name in ("pearson", "spearman"):
         from scipy import stats
@@ -98,4 +118,7 @@ def score(name: str, labels: np.ndarray, found: np.ndarray) -> float:
     if name == "f1":
         average = "binary" if max(labels.max(), found.max()) < 2 else "macro"
         return float(metrics.f1_score(labels, found, average=average, zero_division=0.0))
-    raise ValueError(f"the score {name!r} is unknown; there are accuracy, f1, matthews, pearson and spearman")
+    raise ValueError(
+        f"the score {name!r} is unknown; there are accuracy, f1, matthews, pearson, spearman, and "
+        f"{', '.join(ranking.KINDS)}, as in ndcg@10"
+    )

@@ -1,0 +1,61 @@
+"""Scores of rankings: are the relevant ones among the first, and how far up."""
+
+import numpy as np
+
+KINDS = ("recall", "ndcg", "mrr")
+
+
+def rank(name: str, scores_QN: np.ndarray, relevance_QN: np.ndarray, there_QN: np.ndarray | None = None) -> float:
+    """A score of Q rankings of up to N candidates, averaged over the queries that have a relevant one; nan if none has.
+
+    name: "recall@k", the share of the relevant ones that are among the first k; "ndcg" or "ndcg@k", the discounted
+    gain over that of the best order (Jarvelin & Kekalainen 2002, doi.org/10.1145/582415.582418; linear gains, as
+    scikit-learn has them); "mrr" or "mrr@k", one over the place of the first relevant one, 0 if not among the first k.
+
+    Candidates with a relevance above 0 are relevant; only nDCG tells grades apart. Of embeddings the scores are
+    `queries_QD @ documents_ND.T`. `there_QN` tells which candidates a query has, by default all. Among equal scores
+    relevant ones count as behind, so that a constant score gains nothing; nDCG averages over their orders.
+    Raises ValueError for another name, or shapes that differ.
+    """
+    kind, _, k = name.partition("@")
+    if kind not in KINDS or (k and not (k.isdecimal() and int(k))) or (kind == "recall" and not k):
+        raise ValueError(f"the ranking score {name!r} is unknown; there are recall@k, ndcg, ndcg@k, mrr and mrr@k")
+    there_QN = np.ones(scores_QN.shape, bool) if there_QN is None else there_QN
+    if not scores_QN.shape == relevance_QN.shape == there_QN.shape:
+        raise ValueError(f"scores {scores_QN.shape}, relevance {relevance_QN.shape} and there {there_QN.shape} differ")
+    found = [
+        _one(kind, int(k) if k else None, scores[there], relevance[there])
+        for scores, relevance, there in zip(scores_QN, relevance_QN, there_QN, strict=True)
+        if (relevance[there] > 0).any()
+    ]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _one(kind: str, k: int | None, scores_N: np.ndarray, relevance_N: np.ndarray) -> float:
+    if kind == "ndcg":
+        from sklearn.metrics import ndcg_score  # imported here: training need not wait for it
+
+        # of a single candidate there is one order, which scikit-learn refuses to score
+        return 1.0 if len(scores_N) == 1 else float(ndcg_score(relevance_N[None], scores_N[None], k=k))
+    relevant_N = relevance_N > 0
+    places = np.flatnonzero(relevant_N[np.lexsort((relevant_N, -scores_N))]) + 1
+    if k is not None:
+        places = places[places <= k]
+    if kind == "recall":
+        return len(places) / int(relevant_N.sum())
+    return 1 / int(places[0]) if len(places) else 0.0
+
+
+def table(queries: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(there, *values) as [Q, N] each: of flat arrays [n], a row for each query and a place for each candidate."""
+    _, query = np.unique(queries, axis=0, return_inverse=True)
+    query = query.reshape(-1)
+    order = np.argsort(query, kind="stable")
+    counts = np.bincount(query)
+    place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+    out = []
+    for x in (np.ones(len(query), bool), *values):
+        laid = np.zeros((len(counts), counts.max(initial=0)), x.dtype)
+        laid[query[order], place] = x[order]
+        out.append(laid)
+    return tuple(out)
