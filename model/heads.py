@@ -174,11 +174,7 @@ def pooled_head(
     head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "pooler"), x, ids, None)
 
     def apply(params, encode: Callable[..., Encoded], batch: Batch, key: Array | None = None) -> Array:
-        if pooling == "first":
-            x_BSD = encode(batch, key, at=firsts(batch)).hidden
-        else:
-            x_BSD = pool(encode(batch, key).hidden, batch, pooling)
-        return head.apply(params, x_BSD, random.segments(dict(batch)), key)
+        return head.apply(params, _pooled(encode, batch, key, pooling), random.segments(dict(batch)), key)
 
     return head._replace(apply=apply)
 
@@ -203,7 +199,46 @@ def token_head(
     return head._replace(apply=apply)
 
 
+class _Attended(nn.Module):
+    cfg: BackboneConfig
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, member_BSL: Array) -> Array:
+        cfg = self.cfg
+        # zeros: at first it is the mean
+        query_D = self.param("query", parts.named(nn.initializers.zeros, ("embed",)), (cfg.D,), cfg.param_dtype)
+        logits_BL = ops.wide(jnp.einsum("BLD,D->BL", x_BLD, query_D.astype(cfg.dtype))) * cfg.D**-0.5
+        logits_BSL = jnp.where(member_BSL, logits_BL[:, None, :], jnp.asarray(-1e9, logits_BL.dtype))
+        weights_BSL = jax.nn.softmax(logits_BSL) * member_BSL.astype(logits_BL.dtype)
+        return jnp.einsum("BSL,BLD->BSD", weights_BSL.astype(x_BLD.dtype), x_BLD)
+
+
+def pooled(cfg: BackboneConfig, pooling: str) -> Part:
+    """One vector for each packed segment: `apply(params, encode, batch, key) -> [B, S, D]`.
+
+    pooling: as of `pool`, with no params; or "attention", the mean of a segment's states weighted by a softmax of their
+    products with a learned query, over sqrt(D).
+    """
+    if pooling not in (*POOLS, "attention"):
+        raise ValueError(f"pooling={pooling!r} must be one of {', '.join((*POOLS, 'attention'))}")
+    if pooling != "attention":
+        return Part(lambda key: {}, {}, lambda params, encode, batch, key=None: _pooled(encode, batch, key, pooling))
+    x, member = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1, 1), jnp.bool_)
+    head = parts.part(_Attended(cfg), x, member)
+
+    def apply(params, encode: Callable[..., Encoded], batch: Batch, key: Array | None = None) -> Array:
+        return head.apply(params, encode(batch, key).hidden, _members(batch))
+
+    return head._replace(apply=apply)
+
+
 POOLS = ("first", "mean", "root")
+
+
+def _pooled(encode: Callable[..., Encoded], batch: Batch, key: Array | None, how: str) -> Array:
+    if how == "first":
+        return encode(batch, key, at=firsts(batch)).hidden
+    return pool(encode(batch, key).hidden, batch, how)
 
 
 def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:

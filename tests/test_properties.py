@@ -16,7 +16,9 @@ from model.backbone import backbone
 from model.config import sized
 from objectives import seq2seq, types
 from objectives.causal import causal
+from objectives.choose import choose
 from objectives.classify import classify
+from objectives.contrastive import contrastive
 from objectives.data2vec import data2vec
 from objectives.denoise import denoise
 from objectives.diffusion import diffusion
@@ -72,7 +74,9 @@ CASES = {
     "reconstruct": Case(reconstruct),
     "classify": Case(partial(classify, classes=3), BERT | dict(scan=False)),
     "regress": Case(partial(regress, pooling="mean"), MODERN),
-    "join": Case(toys.contrast),
+    "contrastive": Case(partial(contrastive, pooling="attention", temperature=0.5), BERT),
+    "contrastive-group": Case(partial(contrastive, positives="group", temperature=0.2), MODERN, packing=False),
+    "choose": Case(partial(choose, pooling="mean"), MODERN, packing=False),
     "readme": Case(partial(toys.swapped, rate=0.5)),
 }
 
@@ -84,8 +88,8 @@ def mixed(*makers: tuple, **how) -> Callable:
 
 CASES |= {
     "mixture": Case(mixed((1.0, mlm), (0.5, sop), (2.0, partial(classify, classes=3))), MODERN),
-    "mixture-join": Case(mixed((1.0, mlm), (0.5, toys.contrast), (0.3, causal))),
-    "alternate": Case(mixed((1.0, mlm), (0.5, causal), (1.5, toys.contrast), alternate=True)),
+    "mixture-join": Case(mixed((1.0, mlm), (0.5, partial(contrastive, temperature=0.5)), (0.3, causal))),
+    "alternate": Case(mixed((1.0, mlm), (0.5, causal), (1.5, partial(contrastive, temperature=0.5)), alternate=True)),
 }
 
 

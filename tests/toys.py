@@ -1,17 +1,15 @@
-"""Toys of several tests: a recipe on made-up reviews, and objectives that drive what none of ours needs yet."""
+"""Toys of several tests: rows, a recipe on made-up reviews, and the README's objective."""
 
 import re
 from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from model import ops, random
-from model.heads import pool, present
+from model import random
 from model.types import Backbone
-from objectives.types import Objective, Ratio, Sums, Term, Vocab
+from objectives.types import Objective, Vocab
 from train import step as training
 
 V = 61
@@ -34,13 +32,14 @@ def pack(lengths: list[list[int]], length: int, segments: int, seed: int = 0) ->
     """Rows from a layout: for each row the numbers of the documents it holds.
 
     Document d has a length, tokens and labels that depend on d alone, so that two layouts of the same documents
-    differ in nothing but where they lie.
+    differ in nothing but where they lie. The documents of a row are a group.
     """
     B = len(lengths)
     out = dict(
         tokens=np.zeros((B, length), np.int32), segments=np.zeros((B, length), np.int32),
         positions=np.zeros((B, length), np.int32), types=np.zeros((B, length), np.int32),
         example=np.zeros((B, segments, 2), np.uint32), labels=np.zeros((B, segments), np.int32),
+        group=np.zeros((B, segments), np.int32),
     )  # fmt: skip
     for b, documents in enumerate(lengths):
         at = 0
@@ -54,35 +53,9 @@ def pack(lengths: list[list[int]], length: int, segments: int, seed: int = 0) ->
             out["types"][b, here] = np.arange(n) >= n // 2
             out["example"][b, s] = (7, d)
             out["labels"][b, s] = rng.integers(0, 3)
+            out["group"][b, s] = 1
             at += n
     return out
-
-
-def contrast(backbone: Backbone, vocab: Vocab, *, temperature: float = 0.1, name: str = "contrast") -> Objective:
-    """Two dropout views of every segment are each other's positives among all the batch's (SimCSE)."""
-
-    def loss(params, encode, batch, key, step):
-        views = [
-            pool(encode(batch, None if key is None else key + jnp.uint32(v)).hidden, batch, "mean") for v in (1, 2)
-        ]
-        return jnp.stack(views, 2) * params[name]["gain"].reshape(1, 1, 1, -1)  # [B, S, 2, D]
-
-    def join(params, outputs, batch):
-        D = outputs.shape[-1]
-        a, b = (outputs[:, :, v].reshape(-1, D) for v in (0, 1))
-        there = present(batch).reshape(-1)
-        scores = a @ b.T / temperature * jnp.exp(params[name]["sharpness"])
-        scores = jnp.where(there[None] > 0, scores, -1e9)
-        nll, hit = ops.cross_entropy(scores, jnp.arange(len(there)))
-        return Sums(
-            {name: Term((nll * there).sum(), there.sum())}, {"retrieved": Ratio((hit * there).sum(), there.sum())}
-        )
-
-    def init(key):
-        return {"gain": jnp.ones(backbone.config.D, backbone.config.param_dtype), "sharpness": jnp.zeros(())}
-
-    axes = {"gain": ("embed",), "sharpness": ()}
-    return Objective(name, loss, lambda *a: {}, init, axes, join=join)
 
 
 def readme() -> list[str]:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toys
 from toys import V, pack, params_of
 
 from model import random
@@ -16,6 +15,7 @@ from model.backbone import backbone
 from model.config import sized
 from objectives import types
 from objectives.classify import classify
+from objectives.contrastive import contrastive
 from objectives.mlm import mlm
 from train import flops, tree
 from train import step as training
@@ -117,8 +117,10 @@ def test_counts_of_whole_numbers_are_counts(bb, vocab, alone):
 
 
 def test_contrastive_microbatches_are_gradient_caching(bb, vocab, alone):
-    """`join` against jax.grad of the whole batch at once."""
-    objective = toys.contrast(bb, vocab)
+    """`join` against jax.grad of the whole batch at once, where it reads params too."""
+    plain = contrastive(bb, vocab, pooling="attention", temperature=0.5)
+    sharpened = lambda params, outputs, batch: plain.join(params, outputs * params[plain.name]["query"][0], batch)
+    objective = plain._replace(join=sharpened)
     params = params_of(bb, objective)
 
     def whole(params):

@@ -149,3 +149,35 @@ def test_a_trained_model_embeds_as_sentence_transformers_does(pairs):
     a, b = (spearmanr((x[: len(left)] * x[len(left) :]).sum(1), score).statistic for x in (ours, theirs))
     print(f"Spearman correlation on STS-B dev: ours {100 * a:.4f}, sentence-transformers {100 * b:.4f}")
     assert abs(a - b) < 1e-5
+
+
+@pytest.mark.parametrize("texts", [2, 3, 4])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_contrastive_loss_is_sentence_transformers(texts, similarity, vocab):
+    """Value and gradient by embedding of their MultipleNegativesRankingLoss, without and with hard negatives."""
+    import jax.numpy as jnp
+    import torch
+    from sentence_transformers import util
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from toys import pack
+
+    from model.config import sized
+    from objectives import types
+    from objectives.contrastive import contrastive
+
+    B, D = 5, 8
+    rows = pack([[b * texts + s for s in range(texts)] for b in range(B)], 72, texts)
+    given = np.random.default_rng(texts).standard_normal((B, texts, 1, D)).astype(np.float32)
+    bb = backbone(sized("tiny", V=peers.V, D=D, heads=2, F=8, layers=1))
+    objective = contrastive(bb, vocab, positives="group", similarity=similarity, temperature=0.5)
+    normal = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True) if similarity == "cosine" else x
+    ours, gradient = jax.value_and_grad(lambda x: types.loss(objective.join({}, normal(x), rows)))(given)
+    columns = [torch.tensor(given[:, s, 0], requires_grad=True) for s in range(texts)]
+    likeness = util.cos_sim if similarity == "cosine" else util.dot_score
+    theirs = MultipleNegativesRankingLoss(lambda column: column, scale=2.0, similarity_fct=likeness)(
+        [{"sentence_embedding": column} for column in columns], None
+    )
+    theirs.backward()
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    wanted = np.stack([column.grad.numpy() for column in columns], 1)
+    np.testing.assert_allclose(gradient[:, :, 0], wanted, atol=1e-5)

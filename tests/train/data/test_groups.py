@@ -1,6 +1,7 @@
 """Groups of texts: every text a segment of its row, labels at their texts, and the sources that hold several."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,3 +153,20 @@ def test_what_an_objective_needs():
         build.check_needs(grouped, {"tokens": 0}, "pretrain.data")
     with pytest.raises(ValueError, match=r"evals.dev: contrastive reads labels, and these rows hold example, group"):
         build.check_needs(scored, rows, "evals.dev", scored=True)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        (dict(pair="b", label="score"), dict()),
+        (dict(pair="b", more=("c",)), dict()),
+        (dict(more=("b", "c", "d"), label="right"), dict(classes=("0", "1", "2"), joined=True)),
+        (dict(more=("candidates",), label="grades"), dict()),
+    ],
+)
+def test_a_plan_knows_the_shapes_without_a_text(columns, options):
+    data = dict(factory="train.data.rows:text_groups", length=64, segments=4, source=columns, **options)
+    found = build.example_batch(SimpleNamespace(data=data, batch=8), "pretrain", Numbers.vocab)
+    want = {"tokens": (8, 64), "segments": (8, 64), "positions": (8, 64), "example": (8, 4, 2), "group": (8, 4)}
+    want |= ({"labels": (8, 4)} if "label" in columns else {}) | ({"types": (8, 64)} if options else {})
+    assert {name: x.shape for name, x in found.items()} == want

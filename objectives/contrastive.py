@@ -1,0 +1,101 @@
+"""Contrastive learning of one vector a text: near to that of its positive, far from all others of the batch."""
+
+import jax.numpy as jnp
+
+from model import ops, random
+from model.heads import pooled, present
+from model.types import Backbone
+from objectives.groups import leaders
+from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+POSITIVES, SIMILARITIES = ("dropout", "group"), ("cosine", "dot")
+
+
+def contrastive(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    positives: str = "dropout",
+    pooling: str = "mean",
+    similarity: str = "cosine",
+    temperature: float = 0.05,
+    scores: tuple[str, ...] = (),
+    name: str = "contrastive",
+) -> Objective:
+    """Cross-entropy of an anchor's positive among the candidates of the whole batch, over all devices and microbatches:
+    -log exp(s(a, p) / T) / sum over candidates c of exp(s(a, c) / T) (InfoNCE, van den Oord et al. 2018,
+    https://arxiv.org/abs/1807.03748).
+
+    positives: "dropout": every segment is encoded twice, with other units dropped; the first view is the anchor, the
+               second views are the candidates (SimCSE, Gao et al. 2021, https://arxiv.org/abs/2104.08821, equation 4).
+               "group": of each group (rows of `train.data.rows:text_groups`) the first segment is the anchor, the
+               second its positive, and the rest hard negatives; candidates are the second and later ones of all groups
+               (equation 5)
+    pooling:   one of `model.heads.pooled`
+    similarity:  s, "cosine" or "dot"
+    temperature: T
+    scores:    of evaluations on groups with labels: how `prediction` correlates with a similarity ("spearman") or ranks
+               candidates ("mrr", see `train.ranking`)
+
+    `predict` gives `embedding` float32 [B, S, D], of length one where similarity is cosine; of rows with groups also
+    `prediction` float32 [B, S], the similarity to the first of the group, and `scored` bool [B, S], false for that
+    first one itself.
+    Dropout alone tells the views of "dropout" apart: in evaluation, without, its loss is of equal views.
+    Raises ValueError for a word that is none of these, or a temperature that is not positive.
+    """
+    for key, value, known in (("positives", positives, POSITIVES), ("similarity", similarity, SIMILARITIES)):
+        if value not in known:
+            raise ValueError(f"contrastive {key}={value!r} must be one of {', '.join(known)}")
+    if temperature <= 0:
+        raise ValueError(f"contrastive temperature={temperature} divides the similarities and must be above 0")
+    head = pooled(backbone.config, pooling)
+
+    def embed(params: dict, encode, batch, key) -> Array:
+        x_BSD = ops.wide(head.apply(params.get(name, {}), encode, batch, key))
+        if similarity == "dot":
+            return x_BSD
+        square_BS1 = jnp.einsum("BSD,BSD->BS", x_BSD, x_BSD)[..., None]
+        return x_BSD / jnp.sqrt(jnp.maximum(square_BS1, 1e-24))  # no less, for places without a segment
+
+    def loss(params: dict, encode, batch, key, step) -> Array:
+        """[B, S, views, D]."""
+        if positives == "group":
+            return embed(params, encode, batch, key)[:, :, None]
+        keys = [None if key is None else random.fold(key, name, view) for view in range(2)]
+        return jnp.stack([embed(params, encode, batch, one) for one in keys], 2)
+
+    def join(params: dict, outputs: Array, batch) -> Sums:
+        D = outputs.shape[-1]
+        anchors_ND, candidates_ND = (outputs[:, :, view].reshape(-1, D) for view in (0, -1))
+        N = len(anchors_ND)
+        if positives == "group":
+            group_BS = batch["group"]
+            first_BS = (leaders(batch) == jnp.arange(group_BS.shape[1])[None]) & (group_BS > 0)
+            candidate_N = ((group_BS > 0) & ~first_BS).reshape(-1)
+            anchor_N = (first_BS & (jnp.pad(group_BS[:, 1:], ((0, 0), (0, 1))) == group_BS)).reshape(-1)
+            positive_N = jnp.minimum(jnp.arange(N) + 1, N - 1)
+        else:
+            anchor_N = candidate_N = present(batch).reshape(-1) > 0
+            positive_N = jnp.arange(N)
+        scores_NN = jnp.einsum("AD,CD->AC", anchors_ND, candidates_ND) / temperature
+        scores_NN = jnp.where(candidate_N[None], scores_NN, jnp.asarray(-1e9, scores_NN.dtype))
+        nll_N, hit_N = ops.cross_entropy(scores_NN, positive_N)
+        anchor_N = anchor_N.astype(jnp.float32)
+        count = anchor_N.sum()
+        return Sums(
+            {name: Term((nll_N * anchor_N).sum(), count)}, {f"{name}_accuracy": Ratio((hit_N * anchor_N).sum(), count)}
+        )
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        x_BSD = embed(params, encode, batch, key)
+        if "group" not in batch:
+            return dict(embedding=x_BSD)
+        first_BS = leaders(batch)
+        likeness_BS = jnp.einsum("BSD,BSD->BS", x_BSD, ops.pick(x_BSD, first_BS))
+        scored_BS = (batch["group"] > 0) & (first_BS != jnp.arange(first_BS.shape[1])[None])
+        return dict(embedding=x_BSD, prediction=likeness_BS, scored=scored_BS)
+
+    return Objective(
+        name, loss, predict, head.init, head.axes, join=join, scores=tuple(scores), scored=("labels", "group"),
+        needs=("group",) if positives == "group" else (),
+    )  # fmt: skip
