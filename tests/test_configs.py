@@ -38,6 +38,9 @@ def data(tmp_path_factory) -> Path:
     lines = [f"{i}\t{t[:30]}\t{t[30:60]}\t{'not_' * (i % 2)}entailment\n" for i, t in enumerate(texts)]
     for split in ("train", "dev"):
         (folder / "glue" / "RTE" / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + "".join(lines))
+    (folder / "glue" / "STS-B").mkdir()
+    lines = [f"{t[:20]}\t{t[20:40]}\t{i % 6}.0\n" for i, t in enumerate(texts)]
+    (folder / "glue" / "STS-B" / "dev.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(lines))
     return folder
 
 
@@ -75,6 +78,8 @@ def config_of(file: Path, data: Path, tmp_path: Path) -> dict:
     specification.loader.exec_module(module)
     if file.stem == "finetune_glue":
         return build.plain(module.get_config(f"task=RTE,from={tmp_path / 'imported'},stage=import,pooler=pooler"))
+    if file.stem == "contrastive_stsb":
+        return build.plain(module.get_config(f"from={tmp_path / 'imported'},stage=import"))
     if file.stem != "finetune_classification":
         return build.plain(module.get_config())
     table = data / "labelled.csv"
@@ -90,7 +95,7 @@ def test_builds_plans_and_steps(file, data, tmp_path, monkeypatch):
         first |= dict(stages=("pretrain",), pretrain=first.pop("short"))
         first.pop("long")
         run(first, tmp_path / "pretrained")
-    if file.stem == "finetune_glue":
+    if file.stem in ("finetune_glue", "contrastive_stsb"):
         convert.import_(write_published(tmp_path / "bert", "bert-model"), tmp_path / "imported")
     config = config_of(file, data, tmp_path)
     for name in build.stages(config):  # as published
