@@ -14,8 +14,8 @@ After the colon come key=value pairs, split by commas:
 Pieces of 32 tokens, each encoded twice under dropout. `dev/spearman` is that of the pairs' cosine with their score.
 
 From configs/pretrain_wiki.py at 400 steps, with --config.simcse.steps=100 --config.simcse.schedule.peak=3e-4, one seed:
-59.0 before and 59.6 after, in about five minutes on two busy cores. Views of so small a backbone are told apart at once
-(a loss of 0.0009 at the first step), so that there is little to learn. The defaults below have not been run.
+59.0 before and 59.6 after, in about five minutes on two busy cores. So small a backbone matches the two views of a text
+at once (a loss of 0.0009 at the first step), so that there is little to learn. The defaults below have not been run.
 
 For triples of anchor, positive and hard negative, as of a csv of three columns:
 
