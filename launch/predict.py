@@ -184,7 +184,7 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
         batch = _rows_a_batch(trained, trained.made.batch)
         how = layout(trained.made.layout, table, batch, trained.mesh.size)
         batches = evaluation_batches(table, batch, over_rows(trained.mesh), how)
-        found = evaluate.evaluate(run, trained.params, batches, trained.objective.scores)
+        found = evaluate.evaluate(run, trained.params, batches, trained.objective)
         # JSON has no nan
         out |= {f"{name}/{k}": v if math.isfinite(v) else None for k, v in found.items()}
         if trained.objective.writes and section.get("source", {}).get("pair") is not None:

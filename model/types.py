@@ -8,6 +8,7 @@ A batch is a plain dict of arrays (B rows, L tokens, S packed segments):
     example    uint32 [B, S, 2]  who the s-th segment is: (source, index); every random draw hangs on it
     types      int32  [B, L]     optional: which text of a pair a token belongs to
     reach      int32  [B, L]     optional: the last position a query may see; absent means the whole segment
+    tags       int32  [B, L]     optional: 1 + the class of each token that has one, 0 for none
     labels     [B, S, ...]       optional: what the task needs
 """
 

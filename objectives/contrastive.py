@@ -96,6 +96,6 @@ def contrastive(
         return dict(embedding=x_BSD, prediction=likeness_BS, scored=scored_BS)
 
     return Objective(
-        name, loss, predict, head.init, head.axes, join=join, scores=tuple(scores), scored=("labels", "group"),
+        name, loss, predict, head.init, head.axes, join=join, scores=tuple(scores), scored=("group",),
         needs=("group",) if positives == "group" else (),
     )  # fmt: skip

@@ -104,7 +104,10 @@ class Objective(NamedTuple):
     writes:   whether `prediction` is a text of ids for each segment, int32 [B, S, T]
     scores:   names of evaluation scores that are not ratios of sums, computed on `prediction` [B, S, ...] of `predict`,
               of the segments that its `scored` bool [B, S] tells, by default all
-    scored:   what rows must hold beside `needs` to be scored
+    truth:    the batch's array that `prediction` is held against in them: "labels" [B, S, ...] of each segment, or
+              "tags" [B, L] of the tokens that have one
+    classes:  names of the classes, for scores that read them
+    scored:   what rows must hold beside `needs` and `truth` to be scored
     likelihood: (params, encode, batch) -> float32 [B, S], the log-likelihood of each packed segment, or what stands for
               it; None where the objective has none
     parts:    the objectives of a mixture; `init` and `axes` are then by their names, each a key of the params tree
@@ -124,7 +127,9 @@ class Objective(NamedTuple):
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
-    scored: tuple[str, ...] = ("labels",)
+    truth: str = "labels"
+    classes: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
     writes: bool = False
     likelihood: Callable[..., Array] | None = None
     parts: tuple["Objective", ...] = ()

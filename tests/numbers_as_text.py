@@ -14,6 +14,7 @@ class Numbers:
     """A tokenizer whose texts are the ids themselves: "7 8" is [7, 8]."""
 
     separators = 1
+    prefix = ""
     vocab = Vocab(1000, PAD, UNK, CLS, SEP, MASK, (0, 1, 2, 3, 4), np.ones(1000, bool), "numbers")
 
     def encode(self, texts):

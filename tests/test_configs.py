@@ -41,6 +41,13 @@ def data(tmp_path_factory) -> Path:
     (folder / "glue" / "STS-B").mkdir()
     lines = [f"{t[:20]}\t{t[20:40]}\t{i % 6}.0\n" for i, t in enumerate(texts)]
     (folder / "glue" / "STS-B" / "dev.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(lines))
+    (folder / "ud_ewt").mkdir()
+    for split in ("train", "dev"):
+        with gzip.open(folder / "ud_ewt" / f"{split}.conllu.gz", "wt") as file:
+            for text in texts:
+                words = enumerate(text.split(), 1)
+                file.writelines(f"{i}\t{w}\t_\t{('NOUN', 'VERB')[i % 2]}" + "\t_" * 6 + "\n" for i, w in words)
+                file.write("\n")
     return folder
 
 
@@ -80,6 +87,8 @@ def config_of(file: Path, data: Path, tmp_path: Path) -> dict:
         return build.plain(module.get_config(f"task=RTE,from={tmp_path / 'imported'},stage=import,pooler=pooler"))
     if file.stem == "contrastive_stsb":
         return build.plain(module.get_config(f"from={tmp_path / 'imported'},stage=import"))
+    if file.stem == "finetune_tag":
+        return build.plain(module.get_config(f"task=EWT,from={tmp_path / 'imported'},stage=import"))
     if file.stem != "finetune_classification":
         return build.plain(module.get_config())
     table = data / "labelled.csv"
@@ -95,7 +104,7 @@ def test_builds_plans_and_steps(file, data, tmp_path, monkeypatch):
         first |= dict(stages=("pretrain",), pretrain=first.pop("short"))
         first.pop("long")
         run(first, tmp_path / "pretrained")
-    if file.stem in ("finetune_glue", "contrastive_stsb"):
+    if file.stem in ("finetune_glue", "finetune_tag", "contrastive_stsb"):
         convert.import_(write_published(tmp_path / "bert", "bert-model"), tmp_path / "imported")
     config = config_of(file, data, tmp_path)
     for name in build.stages(config):  # as published

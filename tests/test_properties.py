@@ -30,6 +30,7 @@ from objectives.reconstruct import reconstruct
 from objectives.regress import regress
 from objectives.rtd import rtd
 from objectives.seq2seq import span_corruption, translate
+from objectives.tag import tag
 from train import sharding, tree
 from train import step as training
 
@@ -77,6 +78,7 @@ CASES = {
     "contrastive": Case(partial(contrastive, pooling="attention", temperature=0.5), BERT),
     "contrastive-group": Case(partial(contrastive, positives="group", temperature=0.2), MODERN, packing=False),
     "choose": Case(partial(choose, pooling="mean"), MODERN, packing=False),
+    "tag": Case(partial(tag, classes=("a", "b", "c")), MODERN),
     "readme": Case(partial(toys.swapped, rate=0.5)),
 }
 

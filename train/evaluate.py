@@ -13,6 +13,7 @@ from model.types import Backbone
 from objectives import types
 from objectives.types import Objective
 from train import ranking
+from train.data.layout import PER_TOKEN
 from train.step import corrupted, identity
 
 
@@ -33,8 +34,10 @@ def evaluator(
     return one
 
 
-def evaluate(run: Callable[[Any, dict], tuple[Any, dict]], params: Any, batches: Iterable[dict], scores) -> dict:
-    """Metrics over batches: loss, terms and ratios divided out at the end, scores over the predictions.
+def evaluate(
+    run: Callable[[Any, dict], tuple[Any, dict]], params: Any, batches: Iterable[dict], objective: Objective
+) -> dict:
+    """Metrics over batches: loss, terms and ratios divided out at the end, the objective's scores over its predictions.
 
     `run` is a (jitted) `evaluator`. Rows of padding count for nothing, and an example that comes twice counts once in
     the scores.
@@ -44,18 +47,20 @@ def evaluate(run: Callable[[Any, dict], tuple[Any, dict]], params: Any, batches:
         sums, predictions = run(params, batch)
         stacked = sums if total is None else jax.tree.map(lambda *x: jnp.stack(x), total, sums)
         total = sums if total is None else types.add(stacked)
-        if scores:
-            wanted = {k: batch[k] for k in ("example", "segments", "labels", "group") if k in batch}
+        if objective.scores:
+            wanted = {k: batch[k] for k in ("example", "segments", "group", objective.truth) if k in batch}
             gathered.append(_local(wanted | {k: predictions[k] for k in ("prediction", "scored") if k in predictions}))
     if total is None:
         raise ValueError("there is nothing to evaluate: the data set has no rows")
     out = {name: float(x) for name, x in types.report(jax.device_get(total)).items()}
-    if scores:
-        labels, found, queries = examples(
-            [a | {"query": _queries(a)} for a in gathered], "labels", "prediction", "query"
-        )
-        out |= {name: score(name, labels, found, queries) for name in scores}
-    return out
+    if not objective.scores:
+        return out
+    if objective.truth in PER_TOKEN:
+        true, found = sequences(gathered, objective.truth, "prediction")
+        return out | {name: score(name, true, found, objective.classes) for name in objective.scores}
+    by_query = [arrays | {"query": _queries(arrays)} for arrays in gathered]
+    true, found, queries = examples(by_query, objective.truth, "prediction", "query")
+    return out | {name: score(name, true, found, objective.classes, queries) for name in objective.scores}
 
 
 def _queries(arrays: dict) -> np.ndarray:
@@ -90,35 +95,54 @@ def examples(gathered: list[dict], *names: str) -> list[np.ndarray]:
     return [whole[name][first] for name in names]
 
 
-def score(name: str, labels: np.ndarray, found: np.ndarray, queries: np.ndarray | None = None) -> float:
-    """A score by the name GLUE gives it, from scikit-learn or SciPy; or of rankings, see `train.ranking`.
+def sequences(gathered: list[dict], truth: str, prediction: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Arrays [B, L] as one of classes for each example, in the order of the examples, none twice: the true ones, which
+    are stored as 1 + class, and those found, both at the tokens that have a true one.
+    """
+    chosen = {}
+    for arrays in gathered:
+        for b, s in np.argwhere(arrays["segments"].max(1)[:, None] > np.arange(arrays["example"].shape[1])):
+            at = (arrays["segments"][b] == s + 1) & (arrays[truth][b] > 0)
+            chosen[tuple(arrays["example"][b, s].tolist())] = arrays[truth][b][at] - 1, arrays[prediction][b][at]
+    pairs = [chosen[example] for example in sorted(chosen)]
+    return [true for true, _ in pairs], [found for _, found in pairs]
 
-    queries: [n, ...], whose candidate each one is, for rankings
 
-    f1 is of class 1 where there are two classes, else the macro average. Pearson's and Spearman's correlations are nan
-    where predictions are all alike.
+def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queries: np.ndarray | None = None) -> float:
+    """A score by its name, from scikit-learn, SciPy or seqeval where they have it.
+
+    accuracy, matthews, f1, pearson, spearman are of arrays [N], and named as GLUE names them: f1 is of class 1 where
+    there are two classes, else the macro average; the correlations are nan where predictions are all alike.
+    entity_f1 is of a sequence of classes for each example, with `classes` their names in IOB2: micro-averaged over
+    entities, read as the script of CoNLL-2000 does (seqeval's default mode: an I- with nothing to go on from begins an
+    entity). Of rankings, see `train.ranking`; queries [N, ...] tell whose candidate each is.
     """
     if name.partition("@")[0] in ranking.KINDS:
         assert queries is not None
-        there, relevance, scores = ranking.table(queries, labels, found)
+        there, relevance, scores = ranking.table(queries, true, found)
         return ranking.rank(name, scores, relevance, there)
     # imported here: training need not wait for these
     if name in ("pearson", "spearman"):
         from scipy import stats
 
-        if np.ptp(found) == 0 or np.ptp(labels) == 0:
+        if np.ptp(found) == 0 or np.ptp(true) == 0:
             return float("nan")
-        return float({"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](labels, found)[0])
+        return float({"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](true, found)[0])
+    if name == "entity_f1":
+        from seqeval.metrics import f1_score
+
+        named = [[[classes[c] for c in sequence] for sequence in sequences] for sequences in (true, found)]
+        return float(f1_score(*named, zero_division=0))
     from sklearn import metrics
 
     if name == "accuracy":
-        return float(metrics.accuracy_score(labels, found))
+        return float(metrics.accuracy_score(true, found))
     if name == "matthews":
-        return float(metrics.matthews_corrcoef(labels, found))
+        return float(metrics.matthews_corrcoef(true, found))
     if name == "f1":
-        average = "binary" if max(labels.max(), found.max()) < 2 else "macro"
-        return float(metrics.f1_score(labels, found, average=average, zero_division=0.0))
+        average = "binary" if max(true.max(), found.max()) < 2 else "macro"
+        return float(metrics.f1_score(true, found, average=average, zero_division=0.0))
     raise ValueError(
-        f"the score {name!r} is unknown; there are accuracy, f1, matthews, pearson, spearman, and "
+        f"the score {name!r} is unknown; there are accuracy, f1, matthews, pearson, spearman, entity_f1, and "
         f"{', '.join(ranking.KINDS)}, as in ndcg@10"
     )

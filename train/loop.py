@@ -296,7 +296,7 @@ class Judge:
             how = layout_of(stage, table(rows))
             ids = stage.backbone.config.V
             batches = evaluation_batches(rows, stage.batch, sharding.rows(stage.mesh), how, ids)
-            found = evaluate.evaluate(self.run, state.params, batches, stage.objective.scores)
+            found = evaluate.evaluate(self.run, state.params, batches, stage.objective)
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         self.log.evaluation(step, metrics)
         if self.store is None:

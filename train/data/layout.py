@@ -14,7 +14,7 @@ from train.data.packing import Places, pack
 from train.data.table import Table
 
 LAYOUTS = ("padded", "bucketed", "packed")
-_PER_TOKEN = ("tokens", "segments", "positions", "types", "reach")
+PER_TOKEN = ("tokens", "segments", "positions", "types", "reach", "tags")
 _SAMPLED = 2**16  # examples drawn to choose shapes
 _STEP = 8  # lengths are multiples of it
 
@@ -76,7 +76,7 @@ def laid_out(arrays: Mapping[str, np.ndarray], places: Places, shape: Shape, seg
     to = ((places.row * length + places.offset)[:, None] + arrays["positions"])[tokens]
     out = {}
     for name, x in arrays.items():
-        if name in _PER_TOKEN:
+        if name in PER_TOKEN:
             values = np.broadcast_to(places.slot[:, None] + 1, tokens.shape) if name == "segments" else x
             flat = np.zeros(rows * length, x.dtype)
             flat[to] = values[tokens]

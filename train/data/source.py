@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.data import arrayrecord, arrow, files, formats
+from train.data import arrayrecord, arrow, conll, files, formats
 
 
 class Record(NamedTuple):
@@ -383,6 +383,46 @@ def csv(
     """
     rows = functools.partial(formats.csv_rows, delimiter=delimiter, header=header)
     return _source(path, rows, (text, pair, label), more, where, split, unique, limit, on_error)
+
+
+def tagged(
+    path: str | Sequence[str],
+    tag: int = 1,
+    delimiter: str = "\t",
+    *,
+    split: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+    on_error: str = "raise",
+) -> Source:
+    """Sentences of words with a tag each, in CoNLL's columns: the word in the first, its tag in column `tag` from 0.
+
+    A record's text is its words, with a space between each two, and its label as many tags likewise.
+    `tagged("$ROOTSTOCK_DATA/wnut17/train.conll")`; CoNLL-2003's own files are `tag=3, delimiter=" "`.
+    """
+    if tag < 1:
+        raise ValueError(f"tag={tag}: expected the number of a column after the word's, which is 0")
+    rows = functools.partial(conll.conll_rows, tag=tag, delimiter=delimiter)
+    return _source(path, rows, ("text", None, "tags"), None, split, unique, limit, on_error)
+
+
+def conllu(
+    path: str | Sequence[str],
+    tag: str = "UPOS",
+    *,
+    split: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+    on_error: str = "raise",
+) -> Source:
+    """Sentences of Universal Dependencies, as `tagged` gives them; `tag` is "UPOS" or "XPOS".
+
+    Multiword tokens and empty nodes are left out. `conllu("$ROOTSTOCK_DATA/ud_ewt/train.conllu.gz")`.
+    """
+    if tag not in conll.UNIVERSAL:
+        raise ValueError(f"tag={tag!r} must be one of {', '.join(conll.UNIVERSAL)}")
+    rows = functools.partial(conll.conllu_rows, tag=tag)
+    return _source(path, rows, ("text", None, "tags"), None, split, unique, limit, on_error)
 
 
 def parquet(

@@ -169,7 +169,7 @@ def test_evaluations_agree(vocab):
     found = {}
     for name in LAYOUTS:
         batches = evaluation_batches(table, 8, where, layout(name, table, 8, 2))
-        found[name] = evaluate.evaluate(run, params, batches, ("accuracy", "f1"))
+        found[name] = evaluate.evaluate(run, params, batches, objective)
     for name in LAYOUTS[1:]:
         assert found[name] == pytest.approx(found["padded"], rel=1e-5)
 
