@@ -87,10 +87,11 @@ def _check_there(workdir: Path, name: str, best: bool) -> None:
 def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
     """Yields one plain dict a record (`train.data.source.Record`), in their order.
 
-    It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class, and
-    `probabilities` by class; for a number `prediction`; for tokens `prediction`, a list of {piece, probability} with
-    one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for anything else its
-    arrays, by name.
+    It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class (a list
+    where several may hold), and `probabilities` by class; for a number `prediction`; for tags `prediction`, a list of
+    {word, tag}, words being what stands between white space; for tokens `prediction`, a list of {piece, probability}
+    with one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for anything else
+    its arrays, by name.
 
     Warns on stderr of texts that were cut. Raises ValueError where there is no text, or one has no [MASK] to fill.
     """
@@ -99,13 +100,25 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
     from launch.texts import Masking
     from train.data.loader import evaluation_batches
     from train.data.rows import label_examples
+    from train.data.source import Record
+    from train.data.words import tag_words
     from train.sharding import rows as over_rows
 
     if not records:
         raise ValueError("there is no text to predict for")
     length = trained.made.data.get("length", trained.backbone.config.max_length)
-    unlabelled = [record._replace(label=None) for record in records]
-    rows = label_examples(unlabelled, Masking(trained.tokenizer), length, None, truncate=True)
+    if trained.objective.truth == "tags":
+        classes = trained.objective.classes
+        words = [record.text.split() for record in records]
+        # any tags, which show where each word begins
+        tagged = [
+            Record(" ".join(w), None, " ".join(classes[:1] * len(w)), r.where)
+            for w, r in zip(words, records, strict=True)
+        ]
+        rows = tag_words(tagged, trained.tokenizer, length, classes, truncate=True)
+    else:
+        unlabelled = [record._replace(label=None) for record in records]
+        rows = label_examples(unlabelled, Masking(trained.tokenizer), length, None, truncate=True)
     arrays, report = rows.arrays, rows.report
     if report["truncated"]:
         print(f"warning: {report['truncated']} of {len(records)} texts were cut to {length} tokens", file=sys.stderr)
@@ -122,7 +135,8 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
     for given in evaluation_batches(arrays, batch, over_rows(trained.mesh)):
         found = jax.device_get(run(trained.params, given))
         for i, record in enumerate(records[done : done + batch]):
-            said = _said(trained, {k: x[i] for k, x in found.items()}, arrays["tokens"][done + i], record)
+            one_found, row = {k: x[i] for k, x in found.items()}, {k: x[done + i] for k, x in arrays.items()}
+            said = _said(trained, one_found, row, record)
             yield {"text": record.text} | ({} if record.pair is None else {"pair": record.pair}) | said
         done += batch
 
@@ -132,21 +146,25 @@ def _rows_a_batch(trained: Trained, rows: int) -> int:
     return math.ceil(min(trained.made.batch, rows) / trained.mesh.size) * trained.mesh.size
 
 
-def _said(trained: Trained, found: dict[str, np.ndarray], tokens: np.ndarray, record: Any) -> dict[str, Any]:
+def _said(trained: Trained, found: dict[str, np.ndarray], row: dict[str, np.ndarray], record: Any) -> dict[str, Any]:
     """What the objective's `predict` found for one row, in words."""
     if trained.objective.writes:  # [S, T]
         ids = found["prediction"][0]
         text = trained.tokenizer.decode(ids[ids < trained.tokenizer.vocab.size])  # no other id has a piece
         return {"prediction": text, "score": _tidy(float(found["score"][0]))}
+    if "tags" in row:  # words that were cut have none
+        tags = [trained.objective.classes[c] for c in found["prediction"][row["tags"] > 0]]
+        return {"prediction": [dict(word=w, tag=t) for w, t in zip(record.text.split(), tags, strict=False)]}
     if "probabilities" in found:  # [S, C]
         shares = found["probabilities"][0].tolist()
         classes = trained.made.data.get("classes") or tuple(map(str, range(len(shares))))
-        chosen = classes[int(found["prediction"][0])]
+        marked = found["prediction"][0]
+        chosen = classes[int(marked)] if marked.ndim == 0 else [classes[c] for c in np.flatnonzero(marked)]
         return {"prediction": chosen, "probabilities": dict(zip(classes, map(_tidy, shares), strict=True))}
     if "probability" in found:  # [L], at every token
         from launch.texts import MASK
 
-        at = np.flatnonzero(tokens == trained.tokenizer.vocab.mask)
+        at = np.flatnonzero(row["tokens"] == trained.tokenizer.vocab.mask)
         if MASK not in record.text + (record.pair or ""):
             raise ValueError(f'{record.where}: no {MASK} to fill; {trained.name} fills masks, as in "It was {MASK} ."')
         pieces = trained.tokenizer.pieces(found["prediction"][at])

@@ -50,3 +50,46 @@ def classify(
     return Objective(
         name, loss, predict, head.init, head.axes, scores=("accuracy", "f1", "matthews"), needs=("labels",)
     )
+
+
+def multilabel(
+    backbone: Backbone,
+    vocab: Vocab,
+    *,
+    classes: int,
+    pooling: str = "first",
+    activation: str = "tanh",
+    norm: bool = False,
+    dropout: float = 0.1,
+    threshold: float = 0.5,
+    name: str = "classify",
+) -> Objective:
+    """Any number of `classes` for a text: a logistic regression for each, on one pooled segment.
+
+    The batch's `labels` are int [B, S, classes], 1 for each class that holds, as `train.data.rows:label_examples` makes
+    them where it is given a `separator`. The loss is the mean over classes of -log sigmoid(+-logit), and over segments.
+    The head and its options are those of `classify`, a checkpoint of which is carried leaf by leaf.
+    `predict` gives `probabilities` [B, S, classes] and `prediction` int32 likewise, 1 where one reaches `threshold`.
+    Raises ValueError for no class, a threshold that is no probability, or an unknown pooling.
+    """
+    if classes < 1:
+        raise ValueError(f"multilabel needs at least 1 class, not {classes}")
+    if not 0 < threshold < 1:
+        raise ValueError(f"multilabel threshold={threshold} is a probability, between 0 and 1")
+    head = pooled_head(backbone.config, classes, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
+
+    def logits(params: dict, encode, batch, key) -> Array:
+        return head.apply(params[name], encode, batch, key)
+
+    def loss(params: dict, encode, batch, key, step) -> Sums:
+        present_BS, logits_BSC = present(batch), logits(params, encode, batch, key)
+        # log(1 + exp(x)) - y x: both signs in one, and finite for any logit
+        nll_BS = (jax.nn.softplus(logits_BSC) - batch["labels"] * logits_BSC).mean(-1)
+        return Sums({name: Term((nll_BS * present_BS).sum(), present_BS.sum())})
+
+    def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
+        p_BSC = jax.nn.sigmoid(logits(params, encode, batch, key))
+        return dict(prediction=(p_BSC >= threshold).astype(jnp.int32), probabilities=p_BSC)
+
+    scores = ("exact_match", "f1_micro", "f1_macro")
+    return Objective(name, loss, predict, head.init, head.axes, scores=scores, needs=("labels",))

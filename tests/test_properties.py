@@ -17,7 +17,7 @@ from model.config import sized
 from objectives import seq2seq, types
 from objectives.causal import causal
 from objectives.choose import choose
-from objectives.classify import classify
+from objectives.classify import classify, multilabel
 from objectives.contrastive import contrastive
 from objectives.data2vec import data2vec
 from objectives.denoise import denoise
@@ -74,6 +74,7 @@ CASES = {
     "data2vec-modern-instance": Case(partial(data2vec, top=2, norm="instance", beta=None, unit="word"), MODERN),
     "reconstruct": Case(reconstruct),
     "classify": Case(partial(classify, classes=3), BERT | dict(scan=False)),
+    "multilabel": Case(partial(multilabel, classes=3, name="multilabel")),
     "regress": Case(partial(regress, pooling="mean"), MODERN),
     "contrastive": Case(partial(contrastive, pooling="attention", temperature=0.5), BERT),
     "contrastive-group": Case(partial(contrastive, positives="group", temperature=0.2), MODERN, packing=False),
@@ -115,6 +116,8 @@ def run(case: Case, cell: Cell, dtype: str, rows: dict, vocab) -> tuple[dict, di
     objective = case.make(bb, vocab)
     if objective.name == "regress":
         rows = rows | {"labels": rows["labels"].astype(np.float32)}
+    if objective.name == "multilabel":
+        rows = rows | {"labels": (rows["labels"][..., None] >= np.arange(3)).astype(np.int32)}
     axes = training.axes(bb, objective)
     params = toys.params_of(bb, objective)
     learned = tree.resolve([(p, False) for p in objective.frozen], params, True)

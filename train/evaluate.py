@@ -113,6 +113,8 @@ def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queri
 
     accuracy, matthews, f1, pearson, spearman are of arrays [N], and named as GLUE names them: f1 is of class 1 where
     there are two classes, else the macro average; the correlations are nan where predictions are all alike.
+    exact_match, f1_micro and f1_macro are of arrays [N, classes] of 0 and 1, averaged over examples, over all answers,
+    and over classes.
     entity_f1 is of a sequence of classes for each example, with `classes` their names in IOB2: micro-averaged over
     entities, read as the script of CoNLL-2000 does (seqeval's default mode: an I- with nothing to go on from begins an
     entity). Of rankings, see `train.ranking`; queries [N, ...] tell whose candidate each is.
@@ -135,14 +137,16 @@ def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queri
         return float(f1_score(*named, zero_division=0))
     from sklearn import metrics
 
-    if name == "accuracy":
+    if name in ("accuracy", "exact_match"):
         return float(metrics.accuracy_score(true, found))
     if name == "matthews":
         return float(metrics.matthews_corrcoef(true, found))
     if name == "f1":
         average = "binary" if max(true.max(), found.max()) < 2 else "macro"
         return float(metrics.f1_score(true, found, average=average, zero_division=0.0))
+    if name in ("f1_micro", "f1_macro"):
+        return float(metrics.f1_score(true, found, average=name.removeprefix("f1_"), zero_division=0.0))
     raise ValueError(
-        f"the score {name!r} is unknown; there are accuracy, f1, matthews, pearson, spearman, entity_f1, and "
-        f"{', '.join(ranking.KINDS)}, as in ndcg@10"
+        f"the score {name!r} is unknown; there are accuracy, f1, matthews, pearson, spearman, exact_match, f1_micro, "
+        f"f1_macro, entity_f1, and {', '.join(ranking.KINDS)}, as in ndcg@10"
     )

@@ -131,25 +131,32 @@ def label_examples(
     classes: tuple[str, ...] | None,
     truncate: bool = False,
     segments: int = 1,
+    separator: str | None = None,
 ) -> Rows:
     """Rows to finetune on: `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]` with `types` 0 and 1, and as many
     separators between the two as the tokenizer's checkpoints were trained with.
 
-    `labels` [N, segments] are indices into `classes` (int32), or numbers where `classes` is None (float32); a source
-    without labels gives none, for prediction. `example` is (0, place of the record in the source), so that predictions
-    find their record. With `segments=1` row i is record i; more packs several to a row, labels of absent ones being 0.
+    `labels` [N, segments] are indices into `classes` (int32), or numbers where `classes` is None (float32). With a
+    `separator`, as "|" in "a|b", a label names any number of classes (an empty one none), and `labels` are int32
+    [N, segments, classes] of 0 and 1. A source without labels gives none, for prediction.
+
+    `example` is (0, place of the record in the source), so that predictions find their record. With `segments=1` row i
+    is record i; more packs several to a row, labels of absent ones being 0.
 
     Raises:
-      ValueError: a label is not among the classes or is not a number, or a text is longer than a row and `truncate` is
-        False. With `truncate` the longer of text and pair loses tokens at its end first; the report counts the cut.
+      ValueError: a label is not among the classes or is not a number, a separator is empty or without classes, or a
+        text is longer than a row and `truncate` is False. With `truncate` the longer of text and pair loses tokens at
+        its end first; the report counts the cut.
     """
     _check(length, segments, specials=3)
+    if separator is not None and (not separator or classes is None):
+        raise ValueError(f"separator={separator!r}, classes={classes}: expected text that stands between classes")
     vocab = tokenizer.vocab
     cls, sep = (np.array([i], np.int32) for i in (vocab.cls, vocab.sep))
     between = np.repeat(sep, tokenizer.separators)
     parts: list[np.ndarray] = []
     sizes: list[tuple[int, int]] = []  # tokens of type 0 and of type 1
-    labels: list[float] = []
+    labels: list[float | list[int]] = []
     paired = False
     truncated = 0
     for record, text, pair in _tokenized(source, tokenizer):
@@ -171,7 +178,7 @@ def label_examples(
             sizes.append((len(text) + 1 + len(between), len(pair) + 1))
             paired = True
         if record.label is not None:
-            labels.append(_label(record, classes))
+            labels.append(_label(record, classes) if separator is None else _several(record, classes or (), separator))
     if not sizes:
         raise ValueError("the source holds no record; expected at least one")
 
@@ -383,6 +390,14 @@ def _label(record: Record, classes: tuple[str, ...] | None) -> float:
     return classes.index(record.label)
 
 
+def _several(record: Record, classes: tuple[str, ...], separator: str) -> list[int]:
+    """0 or 1 for each class."""
+    label = record.label or ""
+    named = [record._replace(label=name) for name in label.split(separator)] if label else []
+    held = {_label(one, classes) for one in named}
+    return [int(c in held) for c in range(len(classes))]
+
+
 def unfold(stored: Mapping[str, np.ndarray], first_example: int | np.ndarray = 0) -> dict[str, np.ndarray]:
     """Rows of the batch's format, in its dtypes, from stored ones; `first_example` is added to the examples' index."""
     sizes = stored["sizes"].astype(np.int64)
@@ -417,7 +432,7 @@ def _fill(
     """Lays pieces of `sizes` [P] out in rows, as they are stored.
 
     flat:   arrays by name of all pieces' tokens one after the other, int32 [sum of sizes]
-    owned:  arrays by name of what a piece has as a whole, [P], which become [N, segments]
+    owned:  arrays by name of what a piece has as a whole, [P, ...], which become [N, segments, ...]
     """
     places = pack(sizes, length, segments)
     first = np.cumsum(sizes) - sizes
@@ -430,7 +445,7 @@ def _fill(
         return out.reshape(places.rows, length)
 
     def by_slot(values: np.ndarray) -> np.ndarray:
-        out = np.zeros((places.rows, segments), values.dtype)
+        out = np.zeros((places.rows, segments, *values.shape[1:]), values.dtype)
         out[places.row, places.slot] = values
         return out
 

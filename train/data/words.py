@@ -54,7 +54,7 @@ def tag_words(
                     f"set truncate=True or length={first[-1] + 2}"
                 )
             truncated += 1
-            lost += np.count_nonzero(first[:-1] >= room)
+            lost += int((first[:-1] >= room).sum())
         kept = np.concatenate(ids)[:room]
         parts.append(np.array([vocab.cls, *kept, vocab.sep], np.int32))
         if record.label is not None:
@@ -67,7 +67,7 @@ def tag_words(
             raise ValueError(f"{len(tags)} of {len(parts)} records have tags; expected all of them or none")
         flat["tags"] = np.concatenate(tags)
     stored = _fill(np.array([len(part) for part in parts], np.int64), flat, length, segments)
-    counts = {"documents": len(parts), "truncated": truncated, "words lost": int(lost)}
+    counts = {"documents": len(parts), "truncated": truncated, "words lost": lost}
     return Rows(stored, counts | _space(stored))
 
 
