@@ -14,6 +14,9 @@ After the colon come key=value pairs, split by commas:
 WNUT-17 (Derczynski et al. 2017, doi.org/10.18653/v1/W17-4418) is scored by the F1 of its entities, EWT (Silveira et al.
 2014, https://universaldependencies.org) by the share of words with the right tag.
 
+Seen: all-MiniLM-L6-v2 on EWT, one epoch (--config.finetune.epochs=1.0, 392 steps), seed 0: 95.89 % of the words
+of dev, in 20 minutes on two CPU cores that were busy with much else. WNUT is yet to be run.
+
 Everything else is a key of the config: --config.finetune.schedule.peak=1e-4 --config.finetune.epochs=5
 """
 

@@ -209,3 +209,34 @@ def test_one_source_of_texts(toy, arguments, capsys):
         main([f"--workdir={toy.workdir}", "--stage=finetune", *arguments])
     assert stopped.value.code == 2
     assert "give one of --texts=FILE, --text=TEXT, - and --evaluate" in capsys.readouterr().err
+
+
+def test_every_word_has_its_tag(toy, tmp_path):
+    from train.__main__ import run
+
+    (tmp_path / "words.conll").write_text("good\tA\nfilm\tN\n\nbad\tA\nplot\tN\n")
+    (tmp_path / toy_file(toy)).write_bytes((toy.workdir / toy_file(toy)).read_bytes())
+    data = dict(
+        factory="train.data.words:tag_words", length=12, classes=("A", "N"),
+        source=dict(factory="train.data.source:tagged", path=str(tmp_path / "words.conll")),
+    )  # fmt: skip
+    tag = toy.config["finetune"] | dict(
+        objective=dict(factory="objectives.tag:tag", classes=("A", "N")), data=data, evals=dict(dev=data), steps=30,
+        best="dev/tag_accuracy", schedule=dict(factory="train.schedule:constant", peak=1e-2), batch=8,
+        carry=dict(checkpoint=str(toy.workdir / "pretrain")), log_every=30,
+    )  # fmt: skip
+    config = dict(toy.config, stages=("tag",), tag=tag)
+    for stage in ("pretrain", "finetune"):
+        config.pop(stage)
+    run(config, tmp_path)
+    long = " ".join(["plot"] * 40)
+    said = list(predict(load(tmp_path, "tag"), [record(text, None, "t") for text in ("good  plot", "film bad", long)]))
+    assert said[0]["prediction"] == [dict(word="good", tag="A"), dict(word="plot", tag="N")]
+    assert said[1]["prediction"] == [dict(word="film", tag="N"), dict(word="bad", tag="A")]
+    assert 0 < len(said[2]["prediction"]) < 40, "words that were cut have no tag"
+
+
+def toy_file(toy):
+    from train.data.tokenizer import find
+
+    return find(toy.workdir).name
