@@ -110,6 +110,11 @@ def mix(
     def init(key: Array) -> dict:
         return {part.name: part.init(k) for part, k in zip(parts, jax.random.split(key, len(parts)), strict=True)}
 
+    def begin(params: dict) -> dict:
+        for part in parts:
+            params = part.begin(params)
+        return params
+
     def after(params: dict, step: Array) -> dict:
         for part in parts:
             params = part.after(params, step)
@@ -117,6 +122,7 @@ def mix(
 
     joins = any(part.join is not None for part in parts)
     axes = {part.name: part.axes for part in parts}
+    frozen = tuple(pattern for part in parts for pattern in part.frozen)
     needs = tuple(dict.fromkeys(need for part in parts for need in part.needs))
     return Objective(
         name,
@@ -125,7 +131,9 @@ def mix(
         init,
         axes,
         corrupt,
+        begin=begin,
         after=after,
+        frozen=frozen,
         join=join if joins else None,
         needs=needs,
         parts=parts,

@@ -92,6 +92,7 @@ def mixed(*makers: tuple, **how) -> Callable:
 CASES |= {
     "mixture": Case(mixed((1.0, mlm), (0.5, sop), (2.0, partial(classify, classes=3))), MODERN),
     "mixture-join": Case(mixed((1.0, mlm), (0.5, partial(contrastive, temperature=0.5)), (0.3, causal))),
+    "mixture-teacher": Case(mixed((1.0, partial(data2vec, top=2)), (0.5, nsp)), packing=False),
     "alternate": Case(mixed((1.0, mlm), (0.5, causal), (1.5, partial(contrastive, temperature=0.5)), alternate=True)),
 }
 

@@ -56,8 +56,8 @@ def evaluate(
     if not objective.scores:
         return out
     if objective.truth in PER_TOKEN:
-        true, found = sequences(gathered, objective.truth, "prediction")
-        return out | {name: score(name, true, found, objective.classes) for name in objective.scores}
+        by_token = sequences(gathered, objective.truth, "prediction")
+        return out | {name: score(name, *by_token, objective.classes) for name in objective.scores}
     by_query = [arrays | {"query": _queries(arrays)} for arrays in gathered]
     true, found, queries = examples(by_query, objective.truth, "prediction", "query")
     return out | {name: score(name, true, found, objective.classes, queries) for name in objective.scores}

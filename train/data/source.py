@@ -312,7 +312,7 @@ def text(
     if unit not in ("file", "line", "block"):
         raise ValueError(f'unit={unit!r}: expected "file", "line" or "block"')
     rows = functools.partial(formats.text_rows, unit=unit)
-    return _source(path, rows, ("text", None, None), (), None, split, unique, limit, on_error)
+    return _source(path, rows, ("text", None, None), (), (), None, split, unique, limit, on_error)
 
 
 def parallel(
@@ -332,7 +332,7 @@ def parallel(
     """
     rows = functools.partial(formats.parallel_rows, text=text, pair=pair)
     digest = functools.partial(_digest_of_two, text=text, pair=pair)
-    return _source(path, rows, ("text", "pair", None), None, split, unique, limit, on_error, digest=digest)
+    return _source(path, rows, ("text", "pair", None), (), None, split, unique, limit, on_error, digest=digest)
 
 
 def _digest_of_two(file: Path, text: str, pair: str) -> bytes:
@@ -403,7 +403,7 @@ def tagged(
     if tag < 1:
         raise ValueError(f"tag={tag}: expected the number of a column after the word's, which is 0")
     rows = functools.partial(conll.conll_rows, tag=tag, delimiter=delimiter)
-    return _source(path, rows, ("text", None, "tags"), None, split, unique, limit, on_error)
+    return _source(path, rows, ("text", None, "tags"), (), None, split, unique, limit, on_error)
 
 
 def conllu(
@@ -422,7 +422,7 @@ def conllu(
     if tag not in conll.UNIVERSAL:
         raise ValueError(f"tag={tag!r} must be one of {', '.join(conll.UNIVERSAL)}")
     rows = functools.partial(conll.conllu_rows, tag=tag)
-    return _source(path, rows, ("text", None, "tags"), None, split, unique, limit, on_error)
+    return _source(path, rows, ("text", None, "tags"), (), None, split, unique, limit, on_error)
 
 
 def parquet(
