@@ -61,7 +61,7 @@ def contrastive(
         """[B, S, views, D]."""
         if positives == "group":
             return embed(params, encode, batch, key)[:, :, None]
-        keys = [None if key is None else random.fold(key, name, view) for view in range(2)]
+        keys = [key, None if key is None else random.fold(key, name)]  # the first view is anyone's, who shares the pass
         return jnp.stack([embed(params, encode, batch, one) for one in keys], 2)
 
     def join(params: dict, outputs: Array, batch) -> Sums:

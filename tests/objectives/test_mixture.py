@@ -14,6 +14,7 @@ from model.config import sized
 from objectives import types
 from objectives.causal import causal
 from objectives.classify import classify
+from objectives.contrastive import contrastive
 from objectives.mixture import mix
 from objectives.mlm import mlm
 from objectives.pairs import nsp, sop
@@ -108,7 +109,7 @@ def test_one_pass_is_that_of_corruptions_done_in_turn(bb, vocab, packed):
         ((nsp, sop), 2),
         ((mlm, partial(classify, classes=3)), 2),
         ((partial(classify, classes=3), partial(classify, classes=2, name="other", pooling="mean")), 1),
-        ((toys.contrast, partial(classify, classes=3)), 3),
+        ((contrastive, partial(classify, classes=3)), 2),
     ],
 )
 def test_what_can_share_a_pass_does(makers, expected, bb, vocab, packed):
@@ -124,7 +125,7 @@ def test_what_nobody_reads_is_not_computed(bb, vocab, packed):
 
 
 def test_one_objective_a_step(bb, vocab, packed):
-    parts = [(3.0, mlm(bb, vocab)), (1.0, causal(bb, vocab)), (1.0, toys.contrast(bb, vocab))]
+    parts = [(3.0, mlm(bb, vocab)), (1.0, causal(bb, vocab)), (1.0, contrastive(bb, vocab))]
     objective = mix(*parts, backbone=bb, alternate=True)
     params = toys.params_of(bb, objective)
     mixed, single = stepped(bb, objective, 2), {part.name: stepped(bb, part) for _, part in parts}

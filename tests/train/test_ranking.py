@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
+from objectives.types import Objective, Sums, Term
 from train import evaluate, ranking
 
 SCORES = np.array([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4], [5.0, 1.0, 0.0, 0.0], [1.0, 2.0, 3.0, 9.0]])
@@ -27,7 +28,7 @@ def test_scores(name, want):
     assert ranking.rank(name, SCORES, GRADES, THERE) == pytest.approx(want)
     flat = [(q, SCORES[q, n], GRADES[q, n]) for n in range(4) for q in range(4) if THERE[q, n]]
     queries, found, labels = (np.array(x) for x in zip(*flat, strict=True))
-    assert evaluate.score(name, labels, found, np.stack([queries * 0, queries], -1)) == pytest.approx(want)
+    assert evaluate.score(name, labels, found, queries=np.stack([queries * 0, queries], -1)) == pytest.approx(want)
 
 
 def test_a_constant_score_gains_nothing():
@@ -65,10 +66,8 @@ def test_an_evaluation_scores_what_is_told_by_query():
     batches = [one, {k: v[:1] for k, v in one.items()}]
 
     def run(_, batch):
-        from objectives.types import Sums, Term
-
         return Sums({"x": Term(np.float32(1), np.float32(1))}), {k: batch[k] for k in ("prediction", "scored")}
 
-    found = evaluate.evaluate(run, None, batches, ("mrr", "pearson"))
+    found = evaluate.evaluate(run, None, batches, Objective("x", run, run, scores=("mrr", "pearson")))
     assert found["mrr"] == pytest.approx((1 / 2 + 1 + 1) / 3)
     assert found["pearson"] == pytest.approx(np.corrcoef([1, 0, 1, 1], [0.2, 0.3, 0.5, 0.4])[0, 1])

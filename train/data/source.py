@@ -312,7 +312,7 @@ def text(
     if unit not in ("file", "line", "block"):
         raise ValueError(f'unit={unit!r}: expected "file", "line" or "block"')
     rows = functools.partial(formats.text_rows, unit=unit)
-    return _source(path, rows, ("text", None, None), (), (), None, split, unique, limit, on_error)
+    return _source(path, rows, ("text", None, None), (), None, split, unique, limit, on_error)
 
 
 def parallel(

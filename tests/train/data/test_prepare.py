@@ -237,7 +237,7 @@ def test_the_command(tmp_path):
     ("read", "message"),
     [
         (lambda: preparing._parse_share("3/3"), "--shard=3/3: expected i/n with i below n"),
-        (lambda: preparing.parse_source("jsonll:x"), "expected FORMAT:PATH, with a format of csv, .*jsonl.*text"),
+        (lambda: preparing.parse_source("jsonll:x"), "expected FORMAT:PATH, with a format of .*csv, .*jsonl.*text"),
         (lambda: preparing.parse_source("text"), "source 'text': expected FORMAT:PATH"),
     ],
 )
