@@ -40,7 +40,7 @@ def config_of(task: str, seed: int, epochs: float, out: Path) -> Any:
     return config
 
 
-def ours(source: Path, out: Path, task: str, seed: int, epochs: float, padded: bool) -> tuple[str, float]:
+def ours(out: Path, task: str, seed: int, epochs: float) -> tuple[str, float]:
     """Finetunes here; the metric's name, and its value on dev after the last step."""
     from train.__main__ import compilation_cache, run
 
@@ -55,7 +55,7 @@ def ours(source: Path, out: Path, task: str, seed: int, epochs: float, padded: b
     return metric.removeprefix("dev/"), score
 
 
-def stepper(source: Path, out: Path, task: str, padded: bool, report: Callable[[float], None]) -> None:
+def stepper(out: Path, task: str, report: Callable[[float], None]) -> None:
     """Steps here, each when `report` returns from telling the seconds of the one before."""
     import jax
 
@@ -147,11 +147,13 @@ def their_stepper(source: Path, out: Path, task: str, padded: bool, report: Call
 
 def _child(args: argparse.Namespace) -> None:
     """One side, in a process of its own: a finetuning, or steps, one for each line of standard input."""
-    given, padded = (args.source, args.out, args.tasks[0]), args.side == "trainer_128"
+    task, seed, padded = args.tasks[0], args.seeds[0], args.side == "trainer_128"
     if not args.steps:
-        finetune = ours if args.side == "ours" else theirs
         begun = time.perf_counter()
-        metric, score = finetune(*given, args.seeds[0], args.epochs, padded)
+        if args.side == "ours":
+            metric, score = ours(args.out, task, seed, args.epochs)
+        else:
+            metric, score = theirs(args.source, args.out, task, seed, args.epochs, padded)
         print(json.dumps(dict(metric=metric, score=score, seconds=round(time.perf_counter() - begun))))
         return
 
@@ -160,7 +162,10 @@ def _child(args: argparse.Namespace) -> None:
         if not sys.stdin.readline().strip():
             sys.exit()
 
-    (stepper if args.side == "ours" else their_stepper)(*given, padded, report)
+    if args.side == "ours":
+        stepper(args.out, task, report)
+    else:
+        their_stepper(args.source, args.out, task, padded, report)
 
 
 def _start(args: argparse.Namespace, side: str, task: str, seed: int = 0) -> subprocess.Popen:
@@ -171,7 +176,7 @@ def _start(args: argparse.Namespace, side: str, task: str, seed: int = 0) -> sub
 
 
 def speeds(args: argparse.Namespace, task: str) -> dict:
-    """Examples a second of each side, from steps taken in turn after four to warm up, and ratios."""
+    """Examples a second of each side, from the mean of steps taken in turn after four to warm up, and ratios."""
     children = {side: _start(args, side, task) for side in args.sides}
 
     def told(child: subprocess.Popen) -> float:
@@ -192,7 +197,8 @@ def speeds(args: argparse.Namespace, task: str) -> dict:
         child.communicate()
     mean = {side: statistics.fmean(found[3:]) for side, found in seconds.items()}  # batches differ in length
     line: dict[str, Any] = {"task": task, "steps": args.steps}
-    line |= {f"{side}_examples_s": round(32 / m, 1) for side, m in mean.items()}
+    batch = config_of(task, 0, args.epochs, args.out).finetune.batch
+    line |= {f"{side}_examples_s": round(batch / m, 1) for side, m in mean.items()}
     return line | {f"of_{side}": round(m / mean["ours"], 2) for side, m in mean.items() if side != "ours"}
 
 
