@@ -11,7 +11,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 if int(version("jaxlib").split(".")[1]) < 11:  # jaxlib 0.12 has lost this flag, and ends at one it does not know
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += (
+        " --xla_cpu_use_fusion_emitters=false"
+        # the default begins collectives in an order of each device's own, and they were seen to wait for each other
+        " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    )
 # see train.sharding; here, since a test may make the devices before any mesh
 os.environ.setdefault("NPROC", "64")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
