@@ -23,17 +23,32 @@ OBJECTIVES: dict[str, dict] = {
     "mlm": _MLM,
     "mlm-bert": dict(factory="objectives.mlm:mlm"),
     "mlm-span": _MLM | dict(unit="span"),
+    "mlm-boundary": _MLM | dict(unit="span", boundary=1.0),
+    "mlm-falling": _MLM | dict(final_rate=0.15),  # over the whole run
     "mlm-bag": _MLM | dict(bag=0.5),
     "causal": _CAUSAL,
     "prefix": _CAUSAL | dict(prefix=True),
     "hybrid": dict(factory="objectives.hybrid:hybrid", rate=0.3, mask=1.0, replace=0.0),
     "diffusion": dict(factory="objectives.diffusion:diffusion", least=0.05),
     "rtd": dict(factory="objectives.rtd:rtd"),
+    "rtd-gdes": dict(factory="objectives.rtd:rtd", sharing="gdes"),
+    "denoise": dict(factory="objectives.denoise:denoise"),
+    "reconstruct": dict(factory="objectives.reconstruct:reconstruct"),
+    "data2vec": dict(factory="objectives.data2vec:data2vec", top=2, decay=0.99, final_decay=0.999, decay_steps=1000),
+    "contrastive": dict(factory="objectives.contrastive:contrastive"),
+    "t5": dict(factory="objectives.seq2seq:span_corruption", sentinels=32),
+    "bart": dict(factory="objectives.seq2seq:denoise"),
     "mlm+nsp": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), nsp=_NSP | dict(weight=1.0))),
     "mlm+sop": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), sop=_SOP | dict(weight=1.0))),
+    "mlm+contrastive": dict(
+        mixture=dict(
+            mlm=_MLM | dict(weight=1.0), contrastive=dict(factory="objectives.contrastive:contrastive", weight=0.1)
+        )
+    ),
     "mlm|causal": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), causal=_CAUSAL | dict(weight=1.0)), alternate=True),
 }
 PAIRS = ("mlm+nsp", "mlm+sop")  # their rows hold pairs of spans
+DROPOUT = ("contrastive", "mlm+contrastive")  # the two views of a text are two draws of it
 DEFAULTS = {"objective": "mlm", "size": "tiny", "steps": "2500", "seed": "0"}
 
 
@@ -49,6 +64,11 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     rows: dict = dict(factory="train.data.rows:pack_documents", length=128)
     if at["objective"] in PAIRS:  # several to a row: next sentence changes their second spans
         rows = dict(factory="train.data.rows:pair_sentences", length=128, segments=4, longest=42)
+    # T5's sentinels have the ids after the tokenizer's
+    more = dict(V=8192 + OBJECTIVES[at["objective"]].get("sentinels", 0))
+    objective, dropout = OBJECTIVES[at["objective"]], 0.1 if at["objective"] in DROPOUT else 0.0
+    if "final_rate" in objective:
+        objective = objective | dict(rate_steps=int(at["steps"]))
     config = ml_collections.ConfigDict()
     config.stages = ("pretrain",)
     config.tokenizer = dict(
@@ -57,10 +77,10 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     # at init_std 0.02 a small backbone stays long on the unigram plateau
     config.backbone = dict(
         size=at["size"], position="rope", norm_at="pre", mlp="geglu", bias=False, types=2, init_std=0.06, eps=1e-5,
-        dropout=0.0, attention_dropout=0.0, max_length=128,
+        dropout=dropout, attention_dropout=dropout, max_length=128, **more,
     )  # fmt: skip
     config.pretrain = dict(
-        objective=OBJECTIVES[at["objective"]],
+        objective=objective,
         data=dict(rows, source=train),
         evals=dict(valid=dict(rows, source=valid)),
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),

@@ -22,7 +22,7 @@ token hidden in turn. A paradigm is a file DATA/NAME.jsonl with `sentence_good` 
 def likelihoods(trained: Any, texts: list[str]) -> np.ndarray:
     """The log-likelihood of each text under a stage (see `launch.predict.load`), float32.
 
-    Raises ValueError for an objective that defines none, or a text longer than the stage's rows.
+    Raises ValueError for an objective that defines none, or a text longer than the backbone's `max_length`.
     """
     from functools import partial
 

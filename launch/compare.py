@@ -3,59 +3,87 @@
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 _EXAMPLES = """examples:
   python -m launch.compare --out=runs/compare --objectives=mlm,causal,hybrid,rtd
-  python -m launch.compare --out=runs/compare --objectives=mlm,causal --tasks=CoLA,RTE --seeds=0,1,2 --pairs=200
+  python -m launch.compare --out=runs/compare --objectives=mlm,rtd --equal=compute --seeds=0,1,2
+  python -m launch.compare --out=runs/compare --objectives=mlm,causal --tasks=CoLA,RTE --pairs=200
 
 Every training is a command of its own, which is printed, and goes on where it was: run it again after an interruption,
-or with more objectives, tasks and seeds. The table has the mean over seeds, and the deviation where there are several.
+or with more objectives, tasks and seeds. Of each seed there is one pretraining and one finetuning on each task. The
+table has the mean over seeds in percent, and the deviation where there are several; GLUE's scores are those on dev of
+the last step. Its second and third columns are the steps of pretraining and the FLOPs of one, as a multiple of mlm's.
 """
 TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
+EQUAL = ("tokens", "compute")
+
+
+class Pretraining(NamedTuple):
+    """What a pretraining is known by, and its folder named after."""
+
+    objective: str
+    size: str
+    steps: int
+    seed: int
+
+    @property
+    def config(self) -> str:
+        return f"configs/compare_objectives.py:{','.join(f'{k}={v}' for k, v in self._asdict().items())}"
+
+    @property
+    def folder(self) -> str:
+        return f"{self.objective}_{self.size}_{self.steps}_{self.seed}"
 
 
 def _run(*command: str) -> None:
-    print(" ".join(["python", *command]), file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, *command], stdout=sys.stderr)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}")
+    print(shlex.join(["python", *command]), file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, *command], stdout=sys.stderr, check=True)
 
 
-def _last(folder: Path, suffix: str) -> float:
-    """The last value logged of a metric whose name ends so."""
+def _last(folder: Path, metric: str) -> float:
+    """The last value logged of a metric."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [value for line in lines for name, value in line.items() if name.endswith(suffix)][-1]
+    return [line[metric] for line in lines if metric in line][-1]
 
 
-def pretrain(out: Path, objective: str, how: str) -> Path:
-    """A workdir with the objective's stage `pretrain`; all of them share tokenized rows."""
-    workdir = out / objective
+def flops(objective: str, size: str) -> int:
+    """FLOPs of one step of pretraining."""
+    from configs.compare_objectives import get_config
+    from launch.plan import plan
+
+    return plan(get_config(f"objective={objective},size={size}"), "pretrain")["totals"]["flops"]
+
+
+def pretrain(out: Path, which: Pretraining) -> Path:
+    """A workdir with the stage `pretrain`; all of them share tokenized rows."""
+    workdir = out / which.folder
     workdir.mkdir(parents=True, exist_ok=True)
     (out / "data").mkdir(exist_ok=True)
     if not (workdir / "data").exists():
         os.symlink("../data", workdir / "data")
-    config = f"--config=configs/compare_objectives.py:objective={objective},{how}"
-    _run("-m", "train", f"--workdir={workdir}", config)
+    _run("-m", "train", f"--workdir={workdir}", f"--config={which.config}")
     return workdir
 
 
 def finetune(workdir: Path, task: str, seed: int, epochs: float, peak: float) -> float:
-    """The task's metric on dev after the last step, of 100."""
-    folder = workdir / f"{task}_{seed}"
+    """The task's metric on dev after the last step, in percent."""
+    from configs.finetune_glue import TASKS as tasks
+
+    folder = workdir / f"{task}_{epochs:g}_{peak:g}"
     config = f"--config=configs/finetune_glue.py:task={task},from={workdir},stage=pretrain,seed={seed}"
     more = [f"--config.finetune.epochs={epochs}", f"--config.finetune.schedule.peak={peak}"]
     _run("-m", "train", f"--workdir={folder}", config, *more)
-    from configs.finetune_glue import TASKS as metrics
-
-    return 100 * _last(folder / "finetune", f"dev/{metrics[task][-1]}")
+    return 100 * _last(folder / "finetune", f"dev/{tasks[task][-1]}")
 
 
 def blimp(workdir: Path, pairs: int) -> float | None:
-    """The mean accuracy, of 100; None for an objective without a likelihood."""
+    """The mean accuracy in percent; None for an objective without a likelihood."""
     from launch.predict import load
 
     if load(workdir, "pretrain").objective.likelihood is None:
@@ -66,6 +94,13 @@ def blimp(workdir: Path, pairs: int) -> float | None:
     return 100 * json.loads(file.read_text())["mean"]
 
 
+def _cell(found: list[float | None]) -> str:
+    values = [x for x in found if x is not None]
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
 def main(argv: list[str] | None = None) -> None:
     from configs.compare_objectives import OBJECTIVES
 
@@ -74,30 +109,40 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add, listed = parser.add_argument, lambda text: text.split(",")
-    add("--out", type=Path, required=True, help="a folder; each objective's workdir is in it")
+    add("--out", type=Path, required=True, help="a folder; the workdirs are in it")
     add("--objectives", type=listed, default=list(OBJECTIVES), help=f"of {', '.join(OBJECTIVES)} (default: all)")
-    add("--tasks", type=listed, default=list(TASKS), help=f"of GLUE (default: {','.join(TASKS)})")
-    add("--seeds", type=listed, default=["0"], help="of the finetunings (default: 0)")
+    add("--tasks", type=listed, default=list(TASKS), help=f"of {', '.join(TASKS)} (default: all)")
+    add("--seeds", type=lambda text: [int(x) for x in listed(text)], default=[0], help="(default: 0)")
     add("--size", default="tiny", help="of the backbone (default: %(default)s)")
     add("--steps", type=int, default=2500, help="of pretraining (default: %(default)s)")
+    add(
+        "--equal", choices=EQUAL, default=EQUAL[0],
+        help="tokens: --steps for each; compute: as many as take the FLOPs of --steps of mlm (default: %(default)s)",
+    )  # fmt: skip
     add("--epochs", type=float, default=3.0, help="of finetuning (default: %(default)s)")
     add("--peak", type=float, default=1e-3, help="finetuning's learning rate (default: %(default)s)")
     add("--pairs", type=int, default=200, help="minimal pairs of each paradigm of BLiMP (default: %(default)s)")
     args = parser.parse_args(argv)
-    if unknown := [x for x in args.objectives if x not in OBJECTIVES]:
-        parser.error(f"--objectives: {unknown[0]} is not one of {', '.join(OBJECTIVES)}")
-    print("| objective | " + " | ".join([*args.tasks, "BLiMP"]) + " |")
-    print("|---" * (len(args.tasks) + 2) + "|", flush=True)
+    for what, given, known in (("objectives", args.objectives, OBJECTIVES), ("tasks", args.tasks, TASKS)):
+        if unknown := [x for x in given if x not in known]:
+            parser.error(f"--{what}: {unknown[0]} is not one of {', '.join(known)}")
+    print("| objective | steps | FLOPs | " + " | ".join([*args.tasks, "BLiMP"]) + " |")
+    print("|---" * (len(args.tasks) + 4) + "|", flush=True)
+    one = flops("mlm", args.size)
     for objective in args.objectives:
-        workdir = pretrain(args.out, objective, f"size={args.size},steps={args.steps}")
-        cells = []
-        for task in args.tasks:
-            found = [finetune(workdir, task, int(seed), args.epochs, args.peak) for seed in args.seeds]
-            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.fmean(found):.1f}{spread}")
-        likelier = blimp(workdir, args.pairs)
-        cells.append("" if likelier is None else f"{likelier:.1f}")
-        print(f"| {objective} | " + " | ".join(cells) + " |", flush=True)
+        ratio = flops(objective, args.size) / one
+        steps = round(args.steps / ratio) if args.equal == "compute" else args.steps
+        found: dict[str, list[float | None]] = {column: [] for column in [*args.tasks, "BLiMP"]}
+        for seed in args.seeds:
+            try:
+                workdir = pretrain(args.out, Pretraining(objective, args.size, steps, seed))
+                for task in args.tasks:
+                    found[task].append(finetune(workdir, task, seed, args.epochs, args.peak))
+                found["BLiMP"].append(blimp(workdir, args.pairs))
+            except subprocess.CalledProcessError as error:
+                sys.exit(f"error: {shlex.join(error.cmd)} ended with exit code {error.returncode}; its words are above")
+        cells = [objective.replace("|", r"\|"), str(steps), f"{ratio:.2f}", *map(_cell, found.values())]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

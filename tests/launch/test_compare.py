@@ -1,0 +1,48 @@
+"""The table of objectives: what each training is known by, and what the table says of it."""
+
+import json
+import shlex
+
+import pytest
+
+from launch import compare
+
+
+def test_a_training_of_other_settings_is_another():
+    one = compare.Pretraining("mlm", "tiny", 100, 0)
+    others = [one._replace(objective="rtd"), one._replace(size="mini"), one._replace(steps=99), one._replace(seed=1)]
+    assert len({one.folder, *(x.folder for x in others)}) == 5
+
+
+def test_unknown_names_are_refused_before_anything_runs(tmp_path, capsys):
+    for what in ("objectives", "tasks"):
+        with pytest.raises(SystemExit):
+            compare.main([f"--out={tmp_path / 'out'}", f"--{what}=mlm,nonsense"])
+        assert f"--{what}:" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_compute_gives_dearer_objectives_fewer_steps(tmp_path, capsys, monkeypatch):
+    ran = []
+
+    def run(*command):
+        ran.append(shlex.join(command))
+        folder = next(x.removeprefix("--workdir=") for x in command if x.startswith("--workdir="))
+        if "finetune_glue" in ran[-1]:
+            (tmp_path / folder / "finetune").mkdir(parents=True)
+            (tmp_path / folder / "finetune" / "metrics.jsonl").write_text(
+                json.dumps({"dev/accuracy": 0.5})
+                + "\n"
+                + json.dumps({"dev/accuracy": 0.625 + 0.25 * ("_1/" in folder)})
+            )
+
+    monkeypatch.setattr(compare, "_run", run)
+    monkeypatch.setattr(compare, "blimp", lambda workdir, pairs: None)
+    how = ["--objectives=mlm,mlm|causal", "--tasks=RTE", "--seeds=0,1", "--steps=90", "--equal=compute"]
+    compare.main([f"--out={tmp_path}", *how])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| objective | steps | FLOPs | RTE | BLiMP |"
+    assert rows[0] == "| mlm | 90 | 1.00 | 75.0 ± 17.7 |  |"
+    cells = rows[1].replace(r"\|", "").split(" | ")
+    assert int(cells[1]) == round(90 / float(cells[2])) and 1.3 < float(cells[2]) < 1.8
+    assert len(ran) == 8 and all("from=" in x for x in ran if "finetune_glue" in x)
