@@ -110,13 +110,21 @@ def _config(found: Any, out: Path) -> dict[str, Any]:
         if key == "classify" and found.params[key]["out"]["bias"].size == 1:
             section["objective"] = dict(factory="objectives.regress:regress", name=key, **head.options)
             break
-        if key == "classify":
-            several = theirs.get("problem_type") == "multi_label_classification"
+        if key == "answer":
+            section["objective"] = dict(factory="objectives.answer:answer", **head.options)
+            break
+        if key in ("classify", "tag"):
             names = tuple(name for _, name in sorted(theirs.get("id2label", {}).items(), key=lambda x: int(x[0])))
             classes = found.params[key]["out"]["bias"].size
+            if len(set(names)) != classes:
+                names = tuple(map(str, range(classes)))
+            if key == "tag":
+                section["objective"] = dict(factory="objectives.tag:tag", classes=names, **head.options)
+                break
+            several = theirs.get("problem_type") == "multi_label_classification"
             factory = f"objectives.classify:{'multilabel' if several else 'classify'}"
             section["objective"] = dict(factory=factory, classes=classes, **head.options)
-            section["data"] = dict(classes=names or tuple(map(str, range(classes))))
+            section["data"] = dict(classes=names)
             break
     return {"stages": (_STAGE,), "tokenizer": dict(factory="train.data.tokenizer:load", path=str(out)), _STAGE: section}
 

@@ -260,7 +260,7 @@ def _short(n: float) -> str:
 
 
 def main() -> None:
-    from absl import flags
+    from absl import flags, logging
 
     from train import command
 
@@ -271,6 +271,8 @@ def main() -> None:
 
     def work(config: Any) -> None:
         import jax
+
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a read
 
         # whatever accelerator is here, another program may hold it, and none is needed
         jax.config.update("jax_platforms", "cpu")

@@ -1,6 +1,7 @@
 """Predictions of a trained stage for texts, from its checkpoint alone; or its evaluations, without training."""
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -90,23 +91,24 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
     It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class (a list
     where several may hold), and `probabilities` by class; for a number `prediction`; for tags `prediction`, a list of
     {word, tag}, words being what stands between white space; for tokens `prediction`, a list of {piece, probability}
-    with one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for anything else
-    its arrays, by name.
+    with one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for the answer to
+    a question `prediction`, as the pair has it, and its `score`; for anything else its arrays, by name.
 
-    Warns on stderr of texts that were cut. Raises ValueError where there is no text, or one has no [MASK] to fill.
+    Warns on stderr of texts that were cut. Raises ValueError where there is no text, one has no [MASK] to fill, or a
+    question no pair to be answered from.
     """
-    import jax
 
     from launch.texts import Masking
-    from train.data.loader import evaluation_batches
     from train.data.rows import label_examples
     from train.data.source import Record
     from train.data.words import tag_words
-    from train.sharding import rows as over_rows
 
     if not records:
         raise ValueError("there is no text to predict for")
     length = trained.made.data.get("length", trained.backbone.config.max_length)
+    if trained.objective.truth == "answers":
+        yield from _answers(trained, records, length)
+        return
     if trained.objective.truth == "tags":
         classes = trained.objective.classes
         words = [record.text.split() for record in records]
@@ -123,6 +125,18 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
     if report["truncated"]:
         print(f"warning: {report['truncated']} of {len(records)} texts were cut to {length} tokens", file=sys.stderr)
 
+    for i, (found, record) in enumerate(zip(_found(trained, arrays), records, strict=True)):
+        said = _said(trained, found, {k: x[i] for k, x in arrays.items()}, record)
+        yield {"text": record.text} | ({} if record.pair is None else {"pair": record.pair}) | said
+
+
+def _found(trained: Trained, arrays: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """What the objective's `predict` finds for each row of `arrays`, in their order."""
+    import jax
+
+    from train.data.loader import evaluation_batches
+    from train.sharding import rows as over_rows
+
     def one(params, batch):
         from functools import partial
 
@@ -130,15 +144,43 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
         return trained.objective.predict(viewed, partial(trained.backbone.encode, viewed["backbone"]), batch)
 
     run = jax.jit(one)
-    batch = _rows_a_batch(trained, len(records))
-    done = 0
-    for given in evaluation_batches(arrays, batch, over_rows(trained.mesh)):
+    rows = len(arrays["tokens"])
+    batch = _rows_a_batch(trained, rows)
+    for done, given in enumerate(evaluation_batches(arrays, batch, over_rows(trained.mesh))):
         found = jax.device_get(run(trained.params, given))
-        for i, record in enumerate(records[done : done + batch]):
-            one_found, row = {k: x[i] for k, x in found.items()}, {k: x[done + i] for k, x in arrays.items()}
-            said = _said(trained, one_found, row, record)
-            yield {"text": record.text} | ({} if record.pair is None else {"pair": record.pair}) | said
-        done += batch
+        for i in range(min(batch, rows - done * batch)):
+            yield {k: x[i] for k, x in found.items()}
+
+
+def _answers(trained: Trained, records: list, length: int) -> Iterator[dict[str, Any]]:
+    """The answers to questions: of a text's windows the one whose span has the highest score. Where the stage's
+    questions may have no answer it is "" if [CLS]'s score, the least of them all, is higher; `score` is then by how
+    much the answer's is (Devlin et al. 2018, section 4.3).
+    """
+    from train.data.answers import answer_windows
+
+    for record in records:
+        if record.pair is None:
+            raise ValueError(f"{record.where}: {trained.name} answers a question from a text: give it as the pair")
+    keys = ("stride", "question")
+    given = {k: trained.made.data[k] for k in keys if k in trained.made.data}
+    unlabelled = [record._replace(label=None) for record in records]
+    rows = answer_windows(unlabelled, trained.tokenizer, length, **given)
+    if rows.report["truncated"]:
+        print(f"warning: {rows.report['truncated']} of {len(records)} questions were cut", file=sys.stderr)
+    arrays = rows.arrays
+    windows = zip(arrays["origin"][:, 0], _found(trained, arrays), strict=True)
+    offsets = trained.tokenizer.offsets([record.pair for record in records])
+    for (place, group), record in zip(itertools.groupby(windows, lambda w: int(w[0][0])), records, strict=True):
+        seen = [(int(origin[1]), {k: x[0] for k, x in found.items()}) for origin, found in group]
+        shift, best = max(seen, key=lambda window: window[1]["score"])
+        first, last = (offsets[place][shift + p] for p in best["prediction"])
+        score = float(best["score"])
+        answer = record.pair[first[0] : last[1]].strip()
+        if "null" in best:
+            score -= min(float(one["null"]) for _, one in seen)
+            answer = answer if score >= 0 else ""
+        yield {"text": record.text, "pair": record.pair, "prediction": answer, "score": _tidy(score)}
 
 
 def _rows_a_batch(trained: Trained, rows: int) -> int:
@@ -184,7 +226,8 @@ def _plain(x: Any) -> Any:
 def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
     """Metrics of the stage's evaluations, named as in its log ("dev/accuracy"); None for one that is undefined.
 
-    Where texts are written for pairs, "dev/bleu" too: the texts of the source's records against their pairs.
+    Where texts are written for pairs, "dev/bleu" too: the texts of the source's records against their pairs; and where
+    questions are answered, "dev/exact_match" and "dev/f1".
     """
     import jax
 
@@ -208,7 +251,27 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
         if trained.objective.writes and section.get("source", {}).get("pair") is not None:
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
             out[f"{name}/bleu"] = bleu(trained, records)
+        if trained.objective.truth == "answers":
+            records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
+            out[f"{name}/exact_match"], out[f"{name}/f1"] = answer_scores(trained, records)
     return out
+
+
+def answer_scores(trained: Trained, records: list) -> tuple[float, float]:
+    """SQuAD's exact match and F1, 0 to 1, of what is answered to the records' questions (Rajpurkar et al. 2016), each
+    against the best of its answers. Raises ValueError for a record without.
+    """
+    from train.data.answers import answers_of
+    from train.evaluate import answer_score
+
+    given = [answers_of(record) for record in records]
+    if None in given:
+        raise ValueError(f"{records[given.index(None)].where}: no answers to score by")
+    scores = [
+        answer_score(said["prediction"], [answer.text for answer in answers or ()])
+        for said, answers in zip(predict(trained, records), given, strict=True)
+    ]
+    return tuple(np.mean(scores, 0).tolist())
 
 
 def bleu(trained: Trained, records: list) -> float:

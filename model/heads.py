@@ -227,7 +227,7 @@ def pooled(cfg: BackboneConfig, pooling: str) -> Part:
     head = parts.part(_Attended(cfg), x, member)
 
     def apply(params, encode: Callable[..., Encoded], batch: Batch, key: Array | None = None) -> Array:
-        return head.apply(params, encode(batch, key).hidden, _members(batch))
+        return head.apply(params, encode(batch, key).hidden, members(batch))
 
     return head._replace(apply=apply)
 
@@ -248,7 +248,7 @@ def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
     """
     if how == "first":
         return ops.pick(hidden_BLD, firsts(batch))
-    member_BSL = _members(batch)
+    member_BSL = members(batch)
     count_BS1 = jnp.maximum(member_BSL.sum(-1, keepdims=True), 1)
     total_BSD = jnp.einsum("BSL,BLD->BSD", member_BSL.astype(hidden_BLD.dtype), hidden_BLD)
     count_BS1 = count_BS1.astype(hidden_BLD.dtype)
@@ -257,10 +257,10 @@ def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
 
 def firsts(batch: Batch) -> Array:
     """int32 [B, S]: where each packed segment begins; 0 for the empty places."""
-    return jnp.argmax(_members(batch) & (batch["positions"][:, None, :] == 0), -1).astype(jnp.int32)
+    return jnp.argmax(members(batch) & (batch["positions"][:, None, :] == 0), -1).astype(jnp.int32)
 
 
-def _members(batch: Batch) -> Array:
+def members(batch: Batch) -> Array:
     S = batch["example"].shape[1]
     return batch["segments"][:, None, :] == jnp.arange(1, S + 1)[None, :, None]
 

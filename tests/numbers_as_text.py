@@ -1,5 +1,6 @@
 """A tokenizer whose texts are the ids themselves, and records of such texts."""
 
+import re
 import time
 
 import numpy as np
@@ -19,6 +20,9 @@ class Numbers:
 
     def encode(self, texts):
         return [np.array(text.split(), np.int32) for text in texts]
+
+    def offsets(self, texts):
+        return [np.array([m.span() for m in re.finditer(r"\S+", t)], np.int32).reshape(-1, 2) for t in texts]
 
     def decode(self, ids):
         return " ".join(map(str, ids))

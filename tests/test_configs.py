@@ -41,6 +41,11 @@ def data(tmp_path_factory) -> Path:
     (folder / "glue" / "STS-B").mkdir()
     lines = [f"{t[:20]}\t{t[20:40]}\t{i % 6}.0\n" for i, t in enumerate(texts)]
     (folder / "glue" / "STS-B" / "dev.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(lines))
+    (folder / "squad").mkdir()
+    asked = lambda t: {"question": t[:9], "answers": [{"text": t[20:24], "answer_start": 20}]}
+    paragraphs = [{"context": t, "qas": [asked(t)]} for t in texts if len(t) > 24]
+    for split in ("train", "dev"):
+        (folder / "squad" / f"{split}-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     (folder / "ud_ewt").mkdir()
     for split in ("train", "dev"):
         with gzip.open(folder / "ud_ewt" / f"{split}.conllu.gz", "wt") as file:
@@ -57,6 +62,8 @@ def shrunk(config: dict) -> dict:
         stage = config[name]
         for part in (stage["data"], *stage.get("evals", {}).values()):
             part["length"] = min(part["length"], 24)
+            if part["factory"].endswith(":answer_windows"):
+                part["question"] = 8
             if str(part["source"]["path"]).startswith("package:"):
                 part["source"]["limit"] = 24
         stage |= dict(
@@ -89,6 +96,8 @@ def config_of(file: Path, data: Path, tmp_path: Path) -> dict:
         return build.plain(module.get_config(f"from={tmp_path / 'imported'},stage=import"))
     if file.stem == "finetune_tag":
         return build.plain(module.get_config(f"task=EWT,from={tmp_path / 'imported'},stage=import"))
+    if file.stem == "finetune_squad":
+        return build.plain(module.get_config(f"data={data / 'squad'},from={tmp_path / 'imported'},stage=import"))
     if file.stem != "finetune_classification":
         return build.plain(module.get_config())
     table = data / "labelled.csv"
@@ -104,12 +113,13 @@ def test_builds_plans_and_steps(file, data, tmp_path, monkeypatch):
         first |= dict(stages=("pretrain",), pretrain=first.pop("short"))
         first.pop("long")
         run(first, tmp_path / "pretrained")
-    if file.stem in ("finetune_glue", "finetune_tag", "contrastive_stsb"):
+    if file.stem in ("finetune_glue", "finetune_tag", "finetune_squad", "contrastive_stsb"):
         convert.import_(write_published(tmp_path / "bert", "bert-model"), tmp_path / "imported")
     config = config_of(file, data, tmp_path)
-    for name in build.stages(config):  # as published
-        if "size" in config["backbone"]:
-            assert plan(config, name, "tensor=16")["totals"]["parameters"] > 1000
+    if of_checkpoint := "size" not in config["backbone"]:  # the checkpoint is a toy
+        config = shrunk(config)
+    for name in build.stages(config):
+        assert plan(config, name, "data=8" if of_checkpoint else "tensor=16")["totals"]["parameters"] > 1000
     config = shrunk(config)
     # arms that differ in seed alone are one
     names = [n for n in build.stages(config) if not n.endswith(("_1", "_2"))]

@@ -15,6 +15,7 @@ from model import random
 from model.backbone import backbone
 from model.config import sized
 from objectives import seq2seq, types
+from objectives.answer import answer
 from objectives.causal import causal
 from objectives.choose import choose
 from objectives.classify import classify, multilabel
@@ -79,6 +80,8 @@ CASES = {
     "contrastive": Case(partial(contrastive, pooling="attention", temperature=0.5), BERT),
     "contrastive-group": Case(partial(contrastive, positives="group", temperature=0.2), MODERN, packing=False),
     "choose": Case(partial(choose, pooling="mean"), MODERN, packing=False),
+    "answer": Case(partial(answer, longest=3, dropout=0.1), BERT),
+    "answer-none": Case(partial(answer, unanswerable=True, activation="gelu", norm=True), MODERN),
     "tag": Case(partial(tag, classes=("a", "b", "c")), MODERN),
     "readme": Case(partial(toys.swapped, rate=0.5)),
 }

@@ -40,7 +40,7 @@ def pack(lengths: list[list[int]], length: int, segments: int, seed: int = 0) ->
         positions=np.zeros((B, length), np.int32), types=np.zeros((B, length), np.int32),
         example=np.zeros((B, segments, 2), np.uint32), labels=np.zeros((B, segments), np.int32),
         group=np.zeros((B, segments), np.int32),
-        tags=np.zeros((B, length), np.int32),
+        tags=np.zeros((B, length), np.int32), answers=np.zeros((B, segments, 2), np.int32),
     )  # fmt: skip
     for b, documents in enumerate(lengths):
         at = 0
@@ -55,7 +55,9 @@ def pack(lengths: list[list[int]], length: int, segments: int, seed: int = 0) ->
             out["example"][b, s] = (7, d)
             out["labels"][b, s] = rng.integers(0, 3)
             out["group"][b, s] = 1
-            out["tags"][b, here] = [0, *rng.integers(0, 4, n - 2), 0]  # the last draw: what is above stays as it was
+            # new draws come last, so that those above stay as they were
+            out["tags"][b, here] = [0, *rng.integers(0, 4, n - 2), 0]
+            out["answers"][b, s] = np.sort(rng.integers(n // 2, n - 1, 2)) * rng.integers(0, 2)
             at += n
     return out
 

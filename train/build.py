@@ -360,7 +360,8 @@ def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, sco
         raise ValueError(
             f"{where}: {objective.name} reads {', '.join(missing)}, and these rows hold {', '.join(sorted(arrays))}. "
             "`types` are of pairs: train.data.rows:pair_sentences, or a source with a pair; `labels` of a source with "
-            "a label; `group` of train.data.rows:text_groups, from records of several texts"
+            "a label; `group` of train.data.rows:text_groups, from records of several texts; `tags` of "
+            "train.data.words:tag_words; `answers` of train.data.answers:answer_windows"
         )
 
 
@@ -450,16 +451,23 @@ def example_batch(made: Spec, name: str, vocab: Vocab) -> dict[str, jax.ShapeDty
         more += ("a",) * (2 - pair - len(more))
     number = json.dumps([0] * (pair + len(more))) if more else "0"
     label = None if section.get("label") is None else (str(classes[0]) if classes else number)
+    if data["factory"].endswith(":tag_words"):
+        label = str(data["classes"][0])
+    if data["factory"].endswith(":answer_windows"):
+        pair, label = True, '{"text": ["a"], "answer_start": [0]}'
     record = Record("a", "a" if pair else None, label, "a stand-in", more)
 
     class OneToken:
-        separators = 1
+        separators, prefix = 1, ""
 
         def __init__(self):
             self.vocab = vocab
 
         def encode(self, texts):
             return [np.array([vocab.size - 1], np.int32) for _ in texts]
+
+        def offsets(self, texts):
+            return [np.array([[0, 1]], np.int32) for _ in texts]
 
     keys = {k: v for k, v in data.items() if k != "source"}
     arrays = call(keys, f"{name}.data", source=[record], tokenizer=OneToken()).arrays

@@ -1,6 +1,9 @@
 """Evaluation: losses and ratios as sums over a data set, and scores of its predictions."""
 
-from collections.abc import Callable, Iterable
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -106,6 +109,27 @@ def sequences(gathered: list[dict], truth: str, prediction: str) -> tuple[list[n
             chosen[tuple(arrays["example"][b, s].tolist())] = arrays[truth][b][at] - 1, arrays[prediction][b][at]
     pairs = [chosen[example] for example in sorted(chosen)]
     return [true for true, _ in pairs], [found for _, found in pairs]
+
+
+def answer_score(said: str, answers: Sequence[str]) -> tuple[float, float]:
+    """(exact match, F1 over words) of an answer against the best of those given, "" being no answer, as SQuAD's script
+    has it (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, section 6.1): case, punctuation and articles aside.
+    """
+    found = _spelled(said)
+    best = (0.0, 0.0)
+    for answer in answers or ("",):
+        true = _spelled(answer)
+        shared = (Counter(found) & Counter(true)).total()
+        overlap = 2 * shared / (len(found) + len(true)) if found and true else float(found == true)
+        best = max(best[0], float(found == true)), max(best[1], overlap)
+    return best
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _spelled(text: str) -> list[str]:
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
 
 
 def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queries: np.ndarray | None = None) -> float:

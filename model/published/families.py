@@ -112,7 +112,7 @@ _BERT = {
     "layers/mlp_norm": "encoder.layer.{0..}.output.LayerNorm",
 }
 _TAG = Head("token", "ForTokenClassification", {"out": "classifier"})
-_SPAN = Head("token", "ForQuestionAnswering", {"out": "qa_outputs"})
+_ANSWER = Head("token", "ForQuestionAnswering", {"out": "qa_outputs"})
 _BERT_MLM = Head(
     "mlm",
     "ForMaskedLM",
@@ -148,7 +148,7 @@ BERT = Family(
         "nsp": Head("pooled", "ForPreTraining", {"pooler": "bert.pooler.dense", "out": "cls.seq_relationship"}),
         "classify": Head("pooled", "ForSequenceClassification", {"pooler": "bert.pooler.dense", "out": "classifier"}),
         "tag": _TAG,
-        "span": _SPAN,
+        "answer": _ANSWER,
         "pooler": Head("pooler", "Model", {"": "bert.pooler.dense"}),
     },
 )
@@ -175,7 +175,7 @@ ROBERTA = Family(
         "mlm": _LM_HEAD,
         "classify": Head("pooled", "ForSequenceClassification", _FROM_FIRST),
         "tag": _TAG,
-        "span": _SPAN,
+        "answer": _ANSWER,
         "pooler": Head("pooler", "Model", {"": "roberta.pooler.dense"}),
     },
     derive=_offset,
@@ -228,7 +228,7 @@ DISTILBERT = Family(
             {"activation": "relu"},
         ),
         "tag": _TAG,
-        "span": _SPAN,
+        "answer": _ANSWER,
     },
 )
 
@@ -269,7 +269,7 @@ ELECTRA = Family(
         ),
         "classify": Head("pooled", "ForSequenceClassification", _FROM_FIRST, {"activation": "gelu"}),
         "tag": _TAG,
-        "span": _SPAN,
+        "answer": _ANSWER,
     },
     derive=_narrower,
     restore=lambda cfg: {"embedding_size": cfg.E},
@@ -317,7 +317,7 @@ ALBERT = Family(
         "sop": Head("pooled", "ForPreTraining", {"pooler": "albert.pooler", "out": "sop_classifier.classifier"}),
         "classify": Head("pooled", "ForSequenceClassification", {"pooler": "albert.pooler", "out": "classifier"}),
         "tag": _TAG,
-        "span": _SPAN,
+        "answer": _ANSWER,
         "pooler": Head("pooler", "Model", {"": "albert.pooler"}),
     },
     derive=lambda theirs, ours: dict(share=ours["layers"] // theirs["num_hidden_groups"]),
@@ -415,7 +415,7 @@ MODERNBERT = Family(
             told={"classifier_pooling": ("pooling", {"cls": "first", "mean": "mean"})},
         ),
         "tag": Head("token", "ForTokenClassification", _MODERN_HEAD, _MODERN_OPTIONS),
-        "span": Head("token", "ForQuestionAnswering", _MODERN_HEAD, _MODERN_OPTIONS),
+        "answer": Head("token", "ForQuestionAnswering", _MODERN_HEAD, _MODERN_OPTIONS),
     },
     derive=_modern,
     restore=_put_modern,
@@ -466,7 +466,7 @@ DEBERTA = Family(
             {"activation": "gelu"},
         ),
         "tag": _TAG,
-        "span": _SPAN,
+        "answer": _ANSWER,
     },
     derive=_deberta,
     restore=lambda cfg: {
@@ -495,7 +495,7 @@ MPNET = Family(
         "mlm": _LM_HEAD,
         "classify": Head("pooled", "ForSequenceClassification", _FROM_FIRST),
         "tag": _TAG,
-        "span": _SPAN,
+        "answer": _ANSWER,
         "pooler": Head("pooler", "Model", {"": "mpnet.pooler.dense"}),
     },
     derive=_offset,

@@ -1,6 +1,7 @@
 """Published checkpoints into workdirs and back, and what was trained here into Hugging Face's layout."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,8 +12,9 @@ from toys import WORDS, write_published
 from launch import convert, predict
 from model.config import sized
 from model.published import weights
-from train import checkpoint
+from train import build, checkpoint
 from train.data import tokenizer
+from train.data.answers import answer_windows
 from train.data.source import Record
 
 
@@ -36,6 +38,76 @@ def test_an_imported_model_fills_masks(published, tmp_path):
     trained = predict.load(tmp_path, "import")
     (said,) = predict.predict(trained, [Record("the film was [MASK] .", None, None, "here")])
     assert said["prediction"][0].keys() == {"piece", "probability"}
+
+
+def test_an_imported_tagger_tags_words(tmp_path):
+    folder, names = write_published(tmp_path / "bert", "bert-fortokenclassification"), ("NOUN", "VERB")
+    told = json.loads((folder / "config.json").read_text()) | {"id2label": {"1": names[1], "0": names[0]}}
+    (folder / "config.json").write_text(json.dumps(told))
+    convert.import_(folder, tmp_path / "run")
+    trained = predict.load(tmp_path / "run", "import")
+    assert trained.objective.classes == names
+    (said,) = predict.predict(trained, [Record("the film was great", None, None, "here")])
+    assert [one["word"] for one in said["prediction"]] == ["the", "film", "was", "great"]
+    assert {one["tag"] for one in said["prediction"]} <= set(names)
+
+
+def test_an_imported_model_answers_questions_by_the_best_of_all_windows(tmp_path):
+    """Against every pair of tokens in every window, laid out by hand."""
+    convert.import_(write_published(tmp_path / "bert", "bert-forquestionanswering"), tmp_path / "run")
+    trained = predict.load(tmp_path / "run", "import")
+    trained.made.data.update(length=24, stride=7, question=4)
+    rng = np.random.default_rng(0)
+    records = [
+        Record(" ".join(rng.choice(WORDS, 3)), "  ".join(rng.choice(WORDS, n)), None, f"f:{n}") for n in (5, 40, 16, 31)
+    ]
+    said = list(predict.predict(trained, records))
+    (out,) = trained.params["answer"].values()
+    for record, one in zip(records, said, strict=True):
+        asked, context = trained.tokenizer.encode([record.text, record.pair])
+        found = {}
+        for start in range(0, len(context), 7):
+            window = context[start : start + 24 - 6]
+            tokens = np.array([2, *asked, 3, *window, 3])[None]
+            batch = dict(
+                tokens=tokens, segments=np.ones_like(tokens), positions=np.arange(tokens.size)[None],
+                types=(np.arange(tokens.size) >= 5)[None].astype(np.int32), example=np.zeros((1, 1, 2), np.uint32),
+            )  # fmt: skip
+            hidden = trained.backbone.encode(trained.params["backbone"], batch).hidden[0]
+            logits = (np.asarray(hidden) @ np.asarray(out["kernel"]) + np.asarray(out["bias"]))[5:-1]
+            for i, j in np.ndindex(len(window), len(window)):
+                if i <= j < i + 30:
+                    found[start + i, start + j, start] = logits[i, 0] + logits[j, 1]
+            if start + len(window) == len(context):
+                break
+        first, last, _ = max(found, key=found.__getitem__)
+        assert one["prediction"] == "  ".join(record.pair.split()[first : last + 1])
+        assert one["score"] == pytest.approx(max(found.values()), abs=1e-4)
+    with pytest.raises(ValueError, match="here: import answers a question from a text: give it as the pair"):
+        list(predict.predict(trained, [Record("the", None, None, "here")]))
+
+
+def test_questions_without_an_answer(tmp_path):
+    """Where [CLS] is the likelier, by the least of all windows, nothing is said."""
+    convert.import_(write_published(tmp_path / "bert", "bert-forquestionanswering"), tmp_path / "run")
+    trained = predict.load(tmp_path / "run", "import")
+    trained.made.data.update(length=24, stride=7, question=4)
+    rng = np.random.default_rng(0)
+    records = [Record("the film", " ".join(rng.choice(WORDS, n)), None, "f:1") for n in (1, 1, 1, 2, 20, 30)]
+    plain = list(predict.predict(trained, records))
+    may = dict(trained.made.objective, unanswerable=True)
+    trained = trained._replace(
+        objective=build.load(may.pop("factory"))(trained.backbone, trained.tokenizer.vocab, **may)
+    )
+    encode = partial(trained.backbone.encode, trained.params["backbone"])
+    said = []
+    for record, always, may in zip(records, plain, predict.predict(trained, records), strict=True):
+        windows = answer_windows([record], trained.tokenizer, 24, stride=7, question=4).arrays
+        margin = always["score"] - float(trained.objective.predict(trained.params, encode, windows)["null"].min())
+        assert may["score"] == pytest.approx(margin, abs=1e-4)
+        assert may["prediction"] == (always["prediction"] if margin >= 0 else "")
+        said.append(may["prediction"] != "")
+    assert any(said) and not all(said)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

@@ -79,6 +79,31 @@ def _object(line: str, where: str) -> dict[str, Any] | ValueError:
     return columns
 
 
+def squad_rows(file: Path, names: Collection[str], tell: Tell = nobody) -> Rows:
+    """SQuAD's nested JSON as columns `question`, `context` and `answers`, {"text": [...], "answer_start": [...]}; the
+    row is the number of the question in the file.
+    """
+    read: list[str] = []
+    for _, line, wrong in lines(file, tell):
+        if wrong:
+            raise wrong
+        read.append(line)
+    row = 0
+    try:
+        for article in json.loads("".join(read))["data"]:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    row += 1
+                    said = asked["answers"]
+                    answers = {key: [one[key] for one in said] for key in ("text", "answer_start")}
+                    yield row, {"question": asked["question"], "context": paragraph["context"], "answers": answers}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f'{file}: not as SQuAD\'s files ({error!r} after {row} questions); expected {{"data": [{{"paragraphs": '
+            '[{"context", "qas": [{"question", "answers": [{"text", "answer_start"}]}]}]}]}'
+        ) from None
+
+
 def csv_rows(file: Path, names: Collection[str], tell: Tell = nobody, *, delimiter: str, header: bool) -> Rows:
     """Separated values; without a header the columns are named "0", "1", ...
 

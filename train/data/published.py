@@ -66,6 +66,10 @@ class Published:
         # a unigram model has special tokens among its pieces and finds them in texts
         return [np.where(self._reserved[x], np.int32(self.vocab.unk), x) for x in ids]
 
+    def offsets(self, texts: list[str]) -> list[np.ndarray]:
+        found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [np.array(one.offsets, np.int32).reshape(-1, 2) for one in found]
+
     def decode(self, ids: Any) -> str:
         return self._tokenizer.decode([int(i) for i in ids])
 

@@ -46,13 +46,13 @@ def pack_documents(source: Iterable[Record], tokenizer: Tokenizer, length: int, 
 
     Raises ValueError where `length` has no room for a token.
     """
-    _check(length, segments, specials=2)
+    check(length, segments, specials=2)
     vocab = tokenizer.vocab
     cls, sep = (np.array([i], np.int32) for i in (vocab.cls, vocab.sep))
     documents = split = empty = 0
     parts: list[np.ndarray] = []
     sizes: list[int] = []
-    for _, ids, _ in _tokenized(source, tokenizer):
+    for _, ids, _ in tokenized(source, tokenizer):
         documents += 1
         empty += not len(ids)
         split += len(ids) > length - 2
@@ -67,9 +67,9 @@ def pack_documents(source: Iterable[Record], tokenizer: Tokenizer, length: int, 
             parts += cls, ids[-rest:], sep
             sizes.append(rest + 2)
     flat = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-    stored = _fill(np.array(sizes, np.int64), {"tokens": flat}, length, segments)
+    stored = fill(np.array(sizes, np.int64), {"tokens": flat}, length, segments)
     report = {"documents": documents, "pieces": len(sizes), "split": split, "empty": empty}
-    return Rows(stored, report | _space(stored))
+    return Rows(stored, report | space(stored))
 
 
 def pair_sentences(
@@ -87,7 +87,7 @@ def pair_sentences(
 
     Raises ValueError for a `length` or `longest` under 6, and for a `longest` above `length`.
     """
-    _check(length, segments, specials=3)
+    check(length, segments, specials=3)
     longest = length if longest is None else longest
     if not 6 <= longest <= length:  # of four tokens in rows for two one could be left over
         raise ValueError(
@@ -119,9 +119,9 @@ def pair_sentences(
             at = end
     flat = {"tokens": np.concatenate(parts) if parts else np.zeros(0, np.int32)}
     flat["types"] = np.repeat(np.tile(np.array([0, 1], np.int32), len(sizes)), np.ravel(sizes).astype(np.int64))
-    stored = _fill(np.array(sizes, np.int64).reshape(-1, 2).sum(1), flat, length, segments)
+    stored = fill(np.array(sizes, np.int64).reshape(-1, 2).sum(1), flat, length, segments)
     report = {"documents": documents, "pieces": len(sizes), "short": short}
-    return Rows(stored, report | _space(stored))
+    return Rows(stored, report | space(stored))
 
 
 def label_examples(
@@ -148,7 +148,7 @@ def label_examples(
         text is longer than a row and `truncate` is False. With `truncate` the longer of text and pair loses tokens at
         its end first; the report counts the cut.
     """
-    _check(length, segments, specials=3)
+    check(length, segments, specials=3)
     if separator is not None and (not separator or classes is None):
         raise ValueError(f"separator={separator!r}, classes={classes}: expected text that stands between classes")
     vocab = tokenizer.vocab
@@ -159,7 +159,7 @@ def label_examples(
     labels: list[float | list[int]] = []
     paired = False
     truncated = 0
-    for record, text, pair in _tokenized(source, tokenizer):
+    for record, text, pair in tokenized(source, tokenizer):
         room = length - (2 if pair is None else 2 + len(between))
         found = len(text) + (0 if pair is None else len(pair))
         if found > room:
@@ -190,8 +190,8 @@ def label_examples(
         if len(labels) != len(sizes):
             raise ValueError(f"{len(labels)} of {len(sizes)} records have a label; expected all of them or none")
         owned["labels"] = np.array(labels, np.float32 if classes is None else np.int32)
-    stored = _fill(np.sum(sizes, axis=1), flat, length, segments, owned)
-    return Rows(stored, {"documents": len(sizes), "truncated": truncated} | _space(stored))
+    stored = fill(np.sum(sizes, axis=1), flat, length, segments, owned)
+    return Rows(stored, {"documents": len(sizes), "truncated": truncated} | space(stored))
 
 
 def text_groups(
@@ -221,7 +221,7 @@ def text_groups(
         a group longer than a row where `truncate` is False. With `truncate` its longest segments lose tokens at their
         end first, of two texts the longer; the report counts the groups cut.
     """
-    _check(length, segments, specials=2)
+    check(length, segments, specials=2)
     vocab = tokenizer.vocab
     cls, sep = (np.array([i], np.int32) for i in (vocab.cls, vocab.sep))
     between = np.repeat(sep, tokenizer.separators)
@@ -286,19 +286,17 @@ def text_groups(
             at += len(ids)
     stored = {name: _narrow(x) for name, x in (per_token | by_slot).items()}
     report = {"documents": len(groups), "pieces": int(counts.sum()), "truncated": truncated}
-    return Rows(stored, report | _space(stored))
+    return Rows(stored, report | space(stored))
 
 
-def _check(length: int, segments: int, specials: int) -> None:
+def check(length: int, segments: int, specials: int) -> None:
     if length <= specials:
         raise ValueError(f"length={length}: expected more than the {specials} special tokens of a segment")
     if segments < 1:
         raise ValueError(f"segments={segments}: expected at least 1 to a row")
 
 
-def _tokenized(
-    source: Iterable[Record], tokenizer: Tokenizer
-) -> Iterator[tuple[Record, np.ndarray, np.ndarray | None]]:
+def tokenized(source: Iterable[Record], tokenizer: Tokenizer) -> Iterator[tuple[Record, np.ndarray, np.ndarray | None]]:
     """Yields (record, ids of its text, ids of its pair or None)."""
     records = iter(source)
     while chunk := list(itertools.islice(records, _CHUNK)):
@@ -422,7 +420,7 @@ def dtype(name: str, stored: np.dtype) -> type:
     return np.uint32 if name == "example" else np.int32
 
 
-def _fill(
+def fill(
     sizes: np.ndarray,
     flat: dict[str, np.ndarray],
     length: int,
@@ -462,7 +460,7 @@ def _narrow(x: np.ndarray) -> np.ndarray:
     return x.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
 
 
-def _space(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def space(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Counts of a filled layout: tokens with [CLS] and [SEP], rows, and the share of positions that is padding."""
     filled = int(stored["sizes"].sum(dtype=np.int64))
     rows, length = stored["tokens"].shape

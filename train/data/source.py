@@ -210,7 +210,7 @@ class Source:
         if any(_value(columns, name, where) != value for name, value in self.where):
             return None
         name = self.columns[2] or ""
-        if isinstance(held := columns.get(name), list):  # a number for each text of a group
+        if isinstance(held := columns.get(name), list | dict):  # a number for each text of a group; answers
             columns = {**columns, name: json.dumps(held)}
         text, pair, label = (None if name is None else _value(columns, name, where) for name in self.columns)
         assert text is not None
@@ -423,6 +423,24 @@ def conllu(
         raise ValueError(f"tag={tag!r} must be one of {', '.join(conll.UNIVERSAL)}")
     rows = functools.partial(conll.conllu_rows, tag=tag)
     return _source(path, rows, ("text", None, "tags"), (), None, split, unique, limit, on_error)
+
+
+def squad(
+    path: str | Sequence[str],
+    *,
+    split: Sequence[float] | None = None,
+    unique: bool = False,
+    limit: int | None = None,
+    on_error: str = "raise",
+) -> Source:
+    """Questions on paragraphs, in the JSON of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016,
+    https://arxiv.org/abs/1606.05250): a record's text is the question, its pair the paragraph, and its label the
+    answers, as `train.data.answers:answers_of` reads them.
+
+    Elsewhere they are columns: `parquet("squad/*.parquet", "question", "context", "answers")`.
+    """
+    rows = functools.partial(formats.squad_rows)
+    return _source(path, rows, ("question", "context", "answers"), (), None, split, unique, limit, on_error)
 
 
 def parquet(

@@ -70,6 +70,17 @@ class Tokenizer(Protocol):
         ...
 
 
+class Aligned(Tokenizer, Protocol):
+    """A tokenizer, as all that are trained or loaded here, that tells where in a text its ids are."""
+
+    def offsets(self, texts: list[str]) -> list[np.ndarray]:
+        """Where each id of `encode` stands in its text: the characters from and to, int32 [tokens, 2].
+
+        A space before a word may be the word's. Ids of parts of a character have the whole of it.
+        """
+        ...
+
+
 class SentencePiece:
     """A Tokenizer over the bytes of a SentencePiece model, made by `train_sentencepiece` or `load`.
 
@@ -101,11 +112,23 @@ class SentencePiece:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return self._processor.encode_as_numpy(texts, num_threads=os.cpu_count())
 
+    def offsets(self, texts: list[str]) -> list[np.ndarray]:
+        found = self._processor.encode(texts, return_type="offset_mapping", num_threads=os.cpu_count())
+        return [_whole(np.array(one["offsets"], np.int32).reshape(-1, 2)) for one in found]
+
     def decode(self, ids: Any) -> str:
         return self._processor.decode([int(i) for i in ids if i < self._size])
 
     def pieces(self, ids: Any) -> list[str]:
         return [self._pieces[int(i)] for i in ids]
+
+
+def _whole(offsets: np.ndarray) -> np.ndarray:
+    """Of bytes [n, 2] of a character the model gives it to the last alone: all of them get it."""
+    begins = np.append(offsets[1:, 0], -1)
+    for i in np.flatnonzero((offsets[:, 0] == offsets[:, 1]) & (offsets[:, 0] == begins))[::-1].tolist():
+        offsets[i, 1] = offsets[i + 1, 1]
+    return offsets
 
 
 def special_pieces(pieces: list[str]) -> dict[str, int]:

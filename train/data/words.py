@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from train.data.rows import Rows, _check, _fill, _space
+from train.data.rows import Rows, check, fill, space
 from train.data.source import Record
 from train.data.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ def tag_words(
         and `truncate` is False. With `truncate` it loses tokens at its end; the report counts the sentences and the
         words that lost their first token.
     """
-    _check(length, segments, specials=2)
+    check(length, segments, specials=2)
     vocab, room = tokenizer.vocab, length - 2
     lead = "" if tokenizer.prefix else " "  # of a word that is not a text's first
     records = list(source)
@@ -66,9 +66,9 @@ def tag_words(
         if len(tags) != len(parts):
             raise ValueError(f"{len(tags)} of {len(parts)} records have tags; expected all of them or none")
         flat["tags"] = np.concatenate(tags)
-    stored = _fill(np.array([len(part) for part in parts], np.int64), flat, length, segments)
+    stored = fill(np.array([len(part) for part in parts], np.int64), flat, length, segments)
     counts = {"documents": len(parts), "truncated": truncated, "words lost": lost}
-    return Rows(stored, counts | _space(stored))
+    return Rows(stored, counts | space(stored))
 
 
 def _numbers(record: Record, words: list[str], number: dict[str, int]) -> list[int]:

@@ -181,3 +181,66 @@ def test_a_contrastive_loss_is_sentence_transformers(texts, similarity, vocab):
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
     wanted = np.stack([column.grad.numpy() for column in columns], 1)
     np.testing.assert_allclose(gradient[:, :, 0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["ForQuestionAnswering", "ForTokenClassification"])
+def test_losses_of_token_heads_are_transformers(head, vocab, tmp_path):
+    """Value and gradient by tensor; of whole rows, since theirs has padding take part in an answer's softmax."""
+    from functools import partial
+
+    import torch
+    from test_weights import rows as laid_out
+
+    from objectives import types
+    from objectives.answer import answer
+    from objectives.tag import tag
+
+    made = peers.model("Bert", head)
+    rng = np.random.default_rng(1)
+    B, L = 6, peers.LENGTH
+    tokens, there = rng.integers(5, peers.V, (B, L)), np.ones((B, L), bool)
+    types_BL = (np.arange(L) >= 7).astype(int) * np.ones((B, 1), int)
+    spans = np.sort(rng.integers(0, L, (B, 2)), 1)
+    tags = rng.integers(0, 3, (B, L))  # 0 for none
+    feed = dict(input_ids=torch.tensor(tokens), token_type_ids=torch.tensor(types_BL))
+    if head == "ForQuestionAnswering":
+        theirs = made(**feed, start_positions=torch.tensor(spans[:, 0]), end_positions=torch.tensor(spans[:, 1])).loss
+    else:
+        theirs = made(**feed, labels=torch.tensor(np.where(tags, tags - 1, -100))).loss
+    made.zero_grad()
+    theirs.backward()
+    made.save_pretrained(tmp_path)
+    found = weights.read(tmp_path)
+    bb = backbone(found.config)
+    batch, _, _ = laid_out(dict(tokens=tokens, there=there, types=types_BL), packed=False)
+    batch |= {"answers": spans[:, None], "tags": tags}
+    objective = answer(bb, vocab) if head == "ForQuestionAnswering" else tag(bb, vocab, classes=("a", "b"), dropout=0.0)
+
+    def loss(params):
+        return types.loss(objective.loss(params, partial(bb.encode, params["backbone"]), batch, None, 0))
+
+    with jax.default_matmul_precision("highest"):
+        ours, grads = jax.jit(jax.value_and_grad(loss))(found.params)
+    assert float(ours) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    wanted = {name: p.grad.numpy() for name, p in made.named_parameters()}
+    got = dict(weights.tensors(grads, found.config, "bert"))
+    assert got.keys() == wanted.keys()
+    scale = max(np.abs(x).max() for x in wanted.values())
+    for name, want in wanted.items():
+        np.testing.assert_allclose(got[name], want, atol=1e-5 * scale, err_msg=name)
+
+
+def test_answers_score_as_torchmetrics_scores_them():
+    from torchmetrics.functional.text import squad
+
+    from train.evaluate import answer_score
+
+    rng = np.random.default_rng(0)
+    words = ["the", "a", "Norman", "conquest,", "of", "1066!", "an", "Conquest", "(1066)", "theory"]
+    text = lambda: " ".join(rng.choice(words, int(rng.integers(1, 6))))
+    for _ in range(200):
+        said, answers = text(), [text() for _ in range(int(rng.integers(1, 4)))]
+        given = {"answers": {"text": answers, "answer_start": [0] * len(answers)}, "id": "x"}
+        theirs = squad([{"prediction_text": said, "id": "x"}], [given])
+        exact, f1 = answer_score(said, answers)
+        assert (100 * exact, 100 * f1) == pytest.approx((float(theirs["exact_match"]), float(theirs["f1"])), rel=1e-5)

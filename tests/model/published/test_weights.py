@@ -424,7 +424,7 @@ def test_what_no_family_has(tmp_path):
     found = weights.read(BERT)
     with pytest.raises(ValueError, match=r"bert has no head bag; it has mlm, nsp"):
         weights.write(tmp_path / "a", found.params | {"bag": {}}, found.config)
-    with pytest.raises(ValueError, match=r"no model of bert has the heads .*, span at once"):
+    with pytest.raises(ValueError, match=r"no model of bert has the heads .*, answer at once"):
         span = {"out": {"kernel": np.zeros((8, 2)), "bias": np.zeros(2)}}
-        weights.write(tmp_path / "a", found.params | {"span": span}, found.config)
+        weights.write(tmp_path / "a", found.params | {"answer": span}, found.config)
     assert not list(tmp_path.iterdir())
