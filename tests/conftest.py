@@ -9,14 +9,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_backend_optimization_level=0"
     " --xla_cpu_collective_call_warn_stuck_timeout_seconds=30"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+    # this and NPROC: see train.sharding; here, since a test may make the devices before any mesh
+    " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
-if int(version("jaxlib").split(".")[1]) < 11:  # jaxlib 0.12 has lost this flag, and ends at one it does not know
-    os.environ["XLA_FLAGS"] += (
-        " --xla_cpu_use_fusion_emitters=false"
-        # the default begins collectives in an order of each device's own, and they were seen to wait for each other
-        " --xla_cpu_enable_concurrency_optimized_scheduler=false"
-    )
-# see train.sharding; here, since a test may make the devices before any mesh
+if int(version("jaxlib").split(".")[1]) < 11:  # jaxlib 0.11 has lost this flag, and ends at one it does not know
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("NPROC", "64")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from train import tree
 
 MESH_AXES = ("data", "fsdp", "tensor")
+_SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 # logical name -> the mesh axes that split it, if they divide it
 RULES: dict[str, tuple[str, ...]] = {
@@ -81,12 +82,17 @@ def simulate(n: int) -> None:
 
 
 def enough_threads() -> None:
-    """Threads for simulated devices, where there are such. Before anything asks for a device."""
+    """Threads and an order of work for simulated devices, where there are such. Before anything asks for a device."""
     # Simulated devices start collectives that do not depend on each other in any order, and each that waits holds a
     # thread. In XLA's pool of as many threads as cores, seven devices were seen to wait in one all-reduce while the
-    # eighth waited in an all-gather, for ever. With threads enough all of them are begun, and the wait ends.
+    # eighth waited in an all-gather, for ever. With threads enough all of them are begun, and the wait ends; and with
+    # the scheduler that is not XLA's default, each device begins them in the same order. Both are read when the
+    # devices are made.
     if jax.config.values["jax_num_cpu_devices"] > 1:
-        os.environ.setdefault("NPROC", "64")  # read when the devices are made
+        os.environ.setdefault("NPROC", "64")
+        flags = os.environ.get("XLA_FLAGS", "")
+        if _SCHEDULER not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --{_SCHEDULER}=false".strip()
 
 
 def abstract_mesh(shape: dict[str, int]) -> AbstractMesh:

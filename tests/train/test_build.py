@@ -221,11 +221,13 @@ def test_rows_and_views_may_be_functions_too(folder, tmp_path):
     np.testing.assert_array_equal(stage.rows.read(np.arange(9))["tokens"], by_path.read(np.arange(9))["tokens"])
 
 
-def test_simulated_devices_have_their_threads_before_they_are_made(folder, tmp_path, monkeypatch):
+def test_simulated_devices_have_their_threads_and_order_before_they_are_made(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("NPROC")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     found = []
-    monkeypatch.setattr(jax, "process_index", lambda: found.append(os.environ.get("NPROC")) or 0)
+    told = lambda: (os.environ.get("NPROC"), os.environ["XLA_FLAGS"])
+    monkeypatch.setattr(jax, "process_index", lambda: found.append(told()) or 0)
     with pytest.raises(ValueError, match="warmup=99"):
         run(changed(config_of(folder), "pretrain.schedule", dict(factory="train.schedule:linear", peak=1.0, warmup=99)),
             tmp_path)  # fmt: skip
-    assert found[0] == "64"
+    assert found[0] == ("64", "--xla_one=1 --xla_cpu_enable_concurrency_optimized_scheduler=false")
