@@ -19,7 +19,7 @@ at once (a loss of 0.0009 at the first step), so that there is little to learn. 
 
 For triples of anchor, positive and hard negative, as of a csv of three columns:
 
-    data=dict(factory="train.data.rows:text_groups", length=96, segments=3, truncate=True, source=dict(
+    data=dict(factory="train.data.groups:text_groups", length=96, segments=3, truncate=True, source=dict(
         factory="train.data.source:csv", path="nli.csv", text="sent0", pair="sent1", more=("hard_neg",)))
     objective=dict(factory="objectives.contrastive:contrastive", positives="group")
 """
@@ -53,7 +53,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         ),
         data=dict(factory="train.data.rows:pack_documents", source=text, length=32, segments=1),
         evals=dict(
-            dev=dict(factory="train.data.rows:text_groups", source=pairs, length=128, segments=4, truncate=True)
+            dev=dict(factory="train.data.groups:text_groups", source=pairs, length=128, segments=4, truncate=True)
         ),
         carry=dict(checkpoint=checkpoint),
         optimizer=dict(factory="train.optimizer:adamw", weight_decay=0.0, clip=1.0),

@@ -24,9 +24,9 @@ def choose(
     """A number for each segment, and cross-entropy over those of a group (Radford et al. 2018, section 3.2; Zellers et
     al. 2018, https://arxiv.org/abs/1808.05326, as BERT is finetuned on it).
 
-    Rows hold groups, as `train.data.rows:text_groups` with `joined` makes them: a question with each of its choices, a
-    query with each candidate. `labels` [B, S] are above 0 at the right segment; of several right ones each is a choice
-    by itself. See `objectives.classify` for the head's options.
+    Rows hold groups, as `train.data.groups:text_groups` with `joined` makes them: a question with each of its choices,
+    a query with each candidate. `labels` [B, S] are above 0 at the right segment; of several right ones each is a
+    choice by itself. See `objectives.classify` for the head's options.
     `predict` gives `logits` float32 [B, S], and of rows with groups `prediction` float32 [B, S], the probability of
     each within its group. `scores` rank by it, see `train.ranking`: ("mrr", "ndcg@10"). Pairs that are judged each for
     itself, with no group to choose from, are `objectives.classify` or `regress` on the rows of `label_examples`.

@@ -28,7 +28,7 @@ def contrastive(
 
     positives: "dropout": every segment is encoded twice, with other units dropped; the first view is the anchor, the
                second views are the candidates (SimCSE, Gao et al. 2021, https://arxiv.org/abs/2104.08821, equation 4).
-               "group": of each group (rows of `train.data.rows:text_groups`) the first segment is the anchor, the
+               "group": of each group (rows of `train.data.groups:text_groups`) the first segment is the anchor, the
                second its positive, and the rest hard negatives; candidates are the second and later ones of all groups
                (equation 5)
     pooling:   one of `model.heads.pooled`

@@ -1,4 +1,4 @@
-"""Groups of a row's segments, as `train.data.rows:text_groups` marks them by `group` int [B, S] (0: no segment)."""
+"""Groups of a row's segments, as `train.data.groups:text_groups` marks them by `group` int [B, S] (0: no segment)."""
 
 import jax.numpy as jnp
 

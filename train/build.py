@@ -360,7 +360,7 @@ def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, sco
         raise ValueError(
             f"{where}: {objective.name} reads {', '.join(missing)}, and these rows hold {', '.join(sorted(arrays))}. "
             "`types` are of pairs: train.data.rows:pair_sentences, or a source with a pair; `labels` of a source with "
-            "a label; `group` of train.data.rows:text_groups, from records of several texts; `tags` of "
+            "a label; `group` of train.data.groups:text_groups, from records of several texts; `tags` of "
             "train.data.words:tag_words; `answers` of train.data.answers:answer_windows"
         )
 

@@ -86,8 +86,8 @@ def answer_windows(
     labels: list[tuple[int, int]] = []
     documents = labelled = truncated = lost = 0
     offsets: tuple[str | None, np.ndarray] = (None, np.zeros((0, 2), np.int32))  # of the latest context
-    for place, (record, asked, context) in enumerate(tokenized(source, tokenizer)):
-        if context is None or not len(context):
+    for place, (record, (asked, *others)) in enumerate(tokenized(source, tokenizer)):
+        if record.pair is None or not len(context := others[0]):
             raise ValueError(f"{record.where}: no context; expected a text with the answer in it, named by pair=")
         documents += 1
         truncated += len(asked) > question

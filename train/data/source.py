@@ -354,7 +354,7 @@ def jsonl(
 ) -> Source:
     """Records of JSON objects, one a line; `text`, `pair` and `label` are their keys. Numbers become text.
 
-    `more` are keys of further texts, for `train.data.rows.text_groups`; so they are columns in the other formats. A
+    `more` are keys of further texts, for `train.data.groups.text_groups`; so they are columns in the other formats. A
     list of texts gives all of them: `jsonl("search.jsonl", "query", more=("candidates",), label="grades")`.
     """
     rows = functools.partial(formats.jsonl_rows)

@@ -12,7 +12,7 @@ from numbers_as_text import CLS, SEP, Numbers, some
 from objectives.types import Objective
 from train import build
 from train.data import source
-from train.data.rows import text_groups
+from train.data.groups import text_groups
 from train.data.source import Record
 
 
@@ -148,7 +148,7 @@ def test_what_an_objective_needs():
     build.check_needs(grouped, rows, "pretrain.data")
     build.check_needs(scored, {"tokens": 0}, "pretrain.data")
     with pytest.raises(
-        ValueError, match=r"pretrain.data: contrastive reads group, .*`group` of train.data.rows:text_gr"
+        ValueError, match=r"pretrain.data: contrastive reads group, .*`group` of train.data.groups:text_gr"
     ):
         build.check_needs(grouped, {"tokens": 0}, "pretrain.data")
     with pytest.raises(ValueError, match=r"evals.dev: contrastive reads labels, and these rows hold example, group"):
@@ -165,7 +165,7 @@ def test_what_an_objective_needs():
     ],
 )
 def test_a_plan_knows_the_shapes_without_a_text(columns, options):
-    data = dict(factory="train.data.rows:text_groups", length=64, segments=4, source=columns, **options)
+    data = dict(factory="train.data.groups:text_groups", length=64, segments=4, source=columns, **options)
     found = build.example_batch(SimpleNamespace(data=data, batch=8), "pretrain", Numbers.vocab)
     want = {"tokens": (8, 64), "segments": (8, 64), "positions": (8, 64), "example": (8, 4, 2), "group": (8, 4)}
     want |= ({"labels": (8, 4)} if "label" in columns else {}) | ({"types": (8, 64)} if options else {})
