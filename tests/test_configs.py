@@ -41,6 +41,8 @@ def data(tmp_path_factory) -> Path:
     (folder / "glue" / "STS-B").mkdir()
     lines = [f"{t[:20]}\t{t[20:40]}\t{i % 6}.0\n" for i, t in enumerate(texts)]
     (folder / "glue" / "STS-B" / "dev.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(lines))
+    chosen = [dict(question=t[:6], choices=[t[6:9], t[9:12], t[12:15]], label=i % 3) for i, t in enumerate(texts)]
+    (folder / "choices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in chosen))
     (folder / "squad").mkdir()
     asked = lambda t: {"question": t[:9], "answers": [{"text": t[20:24], "answer_start": 20}]}
     paragraphs = [{"context": t, "qas": [asked(t)]} for t in texts if len(t) > 24]
@@ -96,6 +98,9 @@ def config_of(file: Path, data: Path, tmp_path: Path) -> dict:
         return build.plain(module.get_config(f"from={tmp_path / 'imported'},stage=import"))
     if file.stem == "finetune_tag":
         return build.plain(module.get_config(f"task=EWT,from={tmp_path / 'imported'},stage=import"))
+    if file.stem == "finetune_choice":
+        chosen = ",".join(f"{split}={data / 'choices.jsonl'}" for split in ("train", "dev"))
+        return build.plain(module.get_config(f"from={tmp_path / 'imported'},stage=import,{chosen}"))
     if file.stem == "finetune_squad":
         return build.plain(module.get_config(f"data={data / 'squad'},from={tmp_path / 'imported'},stage=import"))
     if file.stem != "finetune_classification":
@@ -113,7 +118,7 @@ def test_builds_plans_and_steps(file, data, tmp_path, monkeypatch):
         first |= dict(stages=("pretrain",), pretrain=first.pop("short"))
         first.pop("long")
         run(first, tmp_path / "pretrained")
-    if file.stem in ("finetune_glue", "finetune_tag", "finetune_squad", "contrastive_stsb"):
+    if file.stem in ("finetune_glue", "finetune_tag", "finetune_squad", "finetune_choice", "contrastive_stsb"):
         convert.import_(write_published(tmp_path / "bert", "bert-model"), tmp_path / "imported")
     config = config_of(file, data, tmp_path)
     if of_checkpoint := "size" not in config["backbone"]:  # the checkpoint is a toy
