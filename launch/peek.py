@@ -49,6 +49,7 @@ class Row(NamedTuple):
     targets:  those of weight above 0, by position; None where the objective names no targets
     others:   any other array that the corruption added or changed, by its path in the row
     padding:  share of the positions
+    readers:  the objectives that read it so: in a mixture a row is seen once for each pass over the backbone
     """
 
     number: int
@@ -56,10 +57,11 @@ class Row(NamedTuple):
     targets: list[Target] | None
     others: dict[str, np.ndarray]
     padding: float
+    readers: tuple[str, ...]
 
 
 def peek(config: Any, name: str, workdir: Path, step: int = 0, rows: int = 2) -> list[Row]:
-    """The first `rows` rows of a stage's batch `step`, counted from 0.
+    """The first `rows` rows of a stage's batch `step`, counted from 0; of a mixture each as every pass sees it.
 
     Raises ValueError for a step that the stage does not take, or whatever is wrong with the config.
     """
@@ -80,7 +82,21 @@ def peek(config: Any, name: str, workdir: Path, step: int = 0, rows: int = 2) ->
     after = corrupted(stage, before, step)
     numbers = loader.index(step)[:rows].tolist() if loader.layout is None else range(rows)
     classes = made.data.get("classes")
-    return [_row(stage, tokenizer, classes, n, _at(before, i), _at(after, i)) for i, n in enumerate(numbers)]
+    return [
+        _row(stage, tokenizer, classes, n, _at(before, i), seen, readers)
+        for i, n in enumerate(numbers)
+        for readers, seen in _views(stage.objective, _at(after, i))
+    ]
+
+
+def _views(objective: Any, after: dict) -> list[tuple[tuple[str, ...], dict]]:
+    """(names of the objectives that read a row so, the row): of a mixture one for each pass over the backbone."""
+    if not objective.parts:
+        return [((objective.name,), after)]
+    clean = {k: x for k, x in after.items() if k != objective.name}
+    views = [(tuple(names.split()), clean | changed) for names, changed in after[objective.name].items()]
+    order = [part.name for part in objective.parts]
+    return sorted(views, key=lambda view: order.index(view[0][0]))
 
 
 def corrupted(stage: Any, batch: dict, step: int) -> dict:
@@ -103,7 +119,9 @@ def _at(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda x: x[i], tree)
 
 
-def _row(stage: Any, tokenizer: Any, classes: Any, number: int, before: dict, after: dict) -> Row:
+def _row(
+    stage: Any, tokenizer: Any, classes: Any, number: int, before: dict, after: dict, readers: tuple[str, ...]
+) -> Row:
     from train import tree
 
     ids, segments = after["tokens"], after["segments"]
@@ -116,28 +134,34 @@ def _row(stage: Any, tokenizer: Any, classes: Any, number: int, before: dict, af
         at = np.flatnonzero(segments == s + 1)
         types = dict(zip(*np.unique(after["types"][at], return_counts=True), strict=True)) if "types" in after else {}
         label = _label(after["labels"][s], classes) if "labels" in after else None
+        if "answers" in after:
+            first, last = after["answers"][s].tolist()
+            label = f"answer {' '.join(pieces[i] for i in at[first : last + 1])}" if last else "no answer here"
+        if "tags" in after and (names := stage.objective.classes):
+            label = " ".join(f"{pieces[i]}/{names[after['tags'][i] - 1]}" for i in at if after["tags"][i])
         source, index = after["example"][s].tolist()
         counts = {int(k): int(n) for k, n in types.items()}
         found.append(Segment((source, index), [tokens[i] for i in at], counts, label))
 
-    mine = after.get(stage.objective.name)
     known = {"tokens"}
     targets = None
-    if isinstance(mine, dict) and {"index", "target", "weight"} <= mine.keys():
-        known |= {f"{stage.objective.name}/{key}" for key in ("index", "target", "weight")}
-        wanted = tokenizer.pieces(mine["target"])
-        targets = sorted(
-            Target(int(i), pieces[i], piece, float(w))
-            for i, piece, w in zip(mine["index"], wanted, mine["weight"], strict=True)
-            if w > 0
-        )
+    for reader in readers:
+        mine = after.get(reader)
+        if isinstance(mine, dict) and {"index", "target", "weight"} <= mine.keys():
+            known |= {f"{reader}/{key}" for key in ("index", "target", "weight")}
+            wanted = tokenizer.pieces(mine["target"])
+            targets = sorted(
+                Target(int(i), pieces[i], piece, float(w))
+                for i, piece, w in zip(mine["index"], wanted, mine["weight"], strict=True)
+                if w > 0
+            )
     originals = tree.leaves(before)
     others = {
         path: x
         for path, x in tree.leaves(after).items()
         if path not in known and not (path in originals and np.array_equal(originals[path], x))
     }
-    return Row(number, found, targets, others, float((segments == 0).mean()))
+    return Row(number, found, targets, others, float((segments == 0).mean()), readers)
 
 
 def _label(label: np.ndarray, classes: Any) -> str:
@@ -158,7 +182,11 @@ def show(row: Row, console: Any) -> None:
 
     plain = console.color_system is None
     several = "" if len(row.segments) == 1 else "s"
-    say(f"row {row.number}: {len(row.segments)} segment{several}, {row.padding:.1%} padding", "bold")
+    say(
+        f"row {row.number} of {' and '.join(row.readers)}: {len(row.segments)} segment{several}, "
+        f"{row.padding:.1%} padding",
+        "bold",
+    )
     for s, segment in enumerate(row.segments, start=1):
         types = ", types " + ", ".join(f"{t} x {n}" for t, n in segment.types.items()) if segment.types else ""
         label = "" if segment.label is None else f", label {segment.label}"

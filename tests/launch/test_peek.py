@@ -1,5 +1,6 @@
 """Peek shows what the step's own corruption makes of a batch: position by position, and no more marks than changes."""
 
+import dataclasses
 import subprocess
 import sys
 from functools import partial
@@ -110,11 +111,42 @@ def test_any_other_array_of_a_corruption_is_listed(toy):
     before = {k: x[0] for k, x in Loader(stage.rows, 1, shuffle=False).read(0).items()}
     reach = np.arange(32, dtype=np.int32)
     extra = {"reach": reach, "classify": {"share": np.float32([0.5, 0.25])}, "positions": before["positions"] + 1}
-    row = peeking._row(stage, tokenizer, None, 0, before, before | extra)
+    row = peeking._row(stage, tokenizer, None, 0, before, before | extra, ("classify",))
     assert set(row.others) == {"reach", "classify/share", "positions"}
     text = printed([row])
     assert "  reach int32 32: 0 1 2 3 4 5 6 7 …\n" in text
     assert "  classify/share float32 2: 0.5 0.25\n" in text
+
+
+def test_a_mixture_is_seen_as_each_of_its_passes_sees_it(toy, tmp_path):
+    """A row twice: masked, with its targets, and as it is."""
+    mixture = dict(
+        mlm=dict(factory="objectives.mlm:mlm", rate=0.3, weight=1.0),
+        causal=dict(factory="objectives.causal:causal", weight=0.5),
+    )
+    config = toy.config | {"pretrain": toy.config["pretrain"] | {"objective": dict(mixture=mixture)}}
+    masked, whole, *_ = rows = peek(config, "pretrain", toy.workdir, 0, 2)
+    assert [(row.number, row.readers) for row in rows[:2]] == [(masked.number, ("mlm",)), (masked.number, ("causal",))]
+    marks = [t.mark for segment in masked.segments for t in segment.tokens]
+    assert masked.targets and len(masked.targets) >= sum(map(bool, marks)) > 0
+    assert not any(t.mark for segment in whole.segments for t in segment.tokens)
+    assert " of mlm: " in printed(rows) and " of causal: " in printed(rows)
+
+
+def test_answers_and_tags_are_shown_in_words(toy):
+    from objectives.types import Objective
+
+    stage = build.stage(toy.config, "finetune", toy.workdir)
+    tokenizer = build.tokenizer(toy.config, toy.workdir)
+    before = {k: x[0] for k, x in Loader(stage.rows, 1, shuffle=False).read(0).items() if k != "labels"}
+    pieces = tokenizer.pieces(before["tokens"])
+    tags = np.zeros_like(before["tokens"])
+    tags[[1, 3]] = 2, 1
+    show = lambda **more: peeking._row(stage, tokenizer, None, 0, before, before | more, ("x",)).segments[0].label
+    assert show(answers=np.array([[2, 3]])) == f"answer {pieces[2]} {pieces[3]}"
+    assert show(answers=np.array([[0, 0]])) == "no answer here"
+    stage = dataclasses.replace(stage, objective=Objective("tag", lambda: None, dict, classes=("NOUN", "VERB")))
+    assert show(tags=tags) == f"{pieces[1]}/VERB {pieces[3]}/NOUN"
 
 
 ERRORS = [
