@@ -35,8 +35,8 @@ def mix(
         Evaluation has all of them, weighted by their shares.
 
     A corrupted row holds under `name`, for the objectives that share a pass (their names, split by blanks), what their
-    corruptions changed. `predict` gives the arrays of all, as `{objective}/{array}`; the likelihood is that of the
-    first that has one.
+    corruptions changed. `predict` gives the arrays of all, as `{objective}/{array}`, and evaluation the scores of each
+    likewise; the likelihood is that of the first that has one.
     Raises ValueError for weights that are not above 0, or two objectives of one name.
     """
     parts = tuple(objective for _, objective in weighted)

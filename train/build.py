@@ -355,7 +355,8 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
 
 def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, scored: bool = False) -> None:
     """Raises ValueError where rows of these arrays lack what the objective reads, with its scores if `scored`."""
-    needs = (*objective.needs, *((objective.truth, *objective.scored) if scored and objective.scores else ()))
+    told = [x for part in objective.parts or (objective,) if part.scores for x in (part.truth, *part.scored)]
+    needs = (*objective.needs, *(told if scored else ()))
     if missing := [need for need in dict.fromkeys(needs) if need not in arrays]:
         raise ValueError(
             f"{where}: {objective.name} reads {', '.join(missing)}, and these rows hold {', '.join(sorted(arrays))}. "

@@ -25,11 +25,15 @@ def evaluator(
 ) -> Callable[[Any, dict], tuple[Any, dict]]:
     """(params, batch) -> (Sums, predictions or {}): no dropout, corruption by a key of its own, always the same."""
 
+    scored = _scored(objective)
+
     def one(params, batch):
         viewed = view(params)
         encode = partial(backbone.encode, viewed["backbone"])
         key, step = random.key(0), jnp.int32(0)
-        predictions = objective.predict(viewed, encode, batch) if objective.scores else {}
+        found = objective.predict(viewed, encode, batch) if scored else {}
+        wanted = {f"{at}{name}" for at, _ in scored for name in ("prediction", "scored")}
+        predictions = {name: x for name, x in found.items() if name in wanted}
         batch = corrupted(batch, key, step, objective)
         sums = objective.loss(viewed, encode, batch, None, step)
         return (sums if objective.join is None else objective.join(viewed, sums, batch)), predictions
@@ -37,33 +41,43 @@ def evaluator(
     return one
 
 
+def _scored(objective: Objective) -> list[tuple[str, Objective]]:
+    """(how its names begin, the objective) of what has scores: of a mixture its parts."""
+    parts = [(f"{part.name}/", part) for part in objective.parts] or [("", objective)]
+    return [(at, part) for at, part in parts if part.scores]
+
+
 def evaluate(
     run: Callable[[Any, dict], tuple[Any, dict]], params: Any, batches: Iterable[dict], objective: Objective
 ) -> dict:
-    """Metrics over batches: loss, terms and ratios divided out at the end, the objective's scores over its predictions.
+    """Metrics over batches: loss, terms and ratios divided out at the end, the objective's scores over its predictions;
+    of a mixture those of its parts, as "classify/matthews".
 
     `run` is a (jitted) `evaluator`. Rows of padding count for nothing, and an example that comes twice counts once in
     the scores.
     """
-    total, gathered = None, []
+    total, gathered, scored = None, [], _scored(objective)
     for batch in batches:
         sums, predictions = run(params, batch)
         stacked = sums if total is None else jax.tree.map(lambda *x: jnp.stack(x), total, sums)
         total = sums if total is None else types.add(stacked)
-        if objective.scores:
-            wanted = {k: batch[k] for k in ("example", "segments", "group", objective.truth) if k in batch}
-            gathered.append(_local(wanted | {k: predictions[k] for k in ("prediction", "scored") if k in predictions}))
+        if scored:
+            truths = [part.truth for _, part in scored]
+            gathered.append(
+                _local({k: batch[k] for k in ("example", "segments", "group", *truths) if k in batch} | predictions)
+            )
     if total is None:
         raise ValueError("there is nothing to evaluate: the data set has no rows")
     out = {name: float(x) for name, x in types.report(jax.device_get(total)).items()}
-    if not objective.scores:
-        return out
-    if objective.truth in PER_TOKEN:
-        by_token = sequences(gathered, objective.truth, "prediction")
-        return out | {name: score(name, *by_token, objective.classes) for name in objective.scores}
-    by_query = [arrays | {"query": _queries(arrays)} for arrays in gathered]
-    true, found, queries = examples(by_query, objective.truth, "prediction", "query")
-    return out | {name: score(name, true, found, objective.classes, queries) for name in objective.scores}
+    for at, part in scored:
+        if part.truth in PER_TOKEN:
+            by_token = sequences(gathered, part.truth, f"{at}prediction")
+            out |= {f"{at}{name}": score(name, *by_token, part.classes) for name in part.scores}
+            continue
+        mine = [arrays | {"query": _queries(arrays), "scored": arrays.get(f"{at}scored", True)} for arrays in gathered]
+        true, found, queries = examples(mine, part.truth, f"{at}prediction", "query")
+        out |= {f"{at}{name}": score(name, true, found, part.classes, queries) for name in part.scores}
+    return out
 
 
 def _queries(arrays: dict) -> np.ndarray:

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
+from toys import V, params_of
 
-from train import evaluate
+from model.backbone import backbone
+from model.config import sized
+from objectives.classify import classify
+from objectives.mixture import mix
+from objectives.mlm import mlm
+from objectives.tag import tag
+from train import build, evaluate
 
 
 def gathered():
@@ -60,3 +67,20 @@ def test_a_constant_prediction_has_no_correlation():
 def test_unknown_score():
     with pytest.raises(ValueError, match="'bleu' is unknown"):
         evaluate.score("bleu", np.array([1]), np.array([1]))
+
+
+def test_scores_of_a_mixture_are_those_of_its_parts(alone, vocab):
+    """One of segments, one of tokens, one with none: each as of the part by itself."""
+    bb = backbone(sized("tiny", V=V, D=16, heads=2, F=32, layers=1, max_length=16, scan=True))
+    parts = [classify(bb, vocab, classes=3), tag(bb, vocab, classes=("O", "B-a", "I-a")), mlm(bb, vocab)]
+    mixed = mix(*((1.0, part) for part in parts), backbone=bb)
+    params = params_of(bb, mixed)
+    of = lambda objective: evaluate.evaluate(evaluate.evaluator(bb, objective), params, [alone], objective)
+    found = of(mixed)
+    classes, tags = of(parts[0]), of(parts[1])
+    for name in ("accuracy", "f1", "matthews"):
+        assert found[f"classify/{name}"] == classes[name]
+    assert found["tag/entity_f1"] == tags["entity_f1"] > 0
+    assert not any("mlm/" in name for name in found)
+    with pytest.raises(ValueError, match="dev: mixture reads labels, tags, and these rows hold tokens"):
+        build.check_needs(mixed, {"tokens": 0}, "dev", scored=True)
