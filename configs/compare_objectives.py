@@ -47,6 +47,7 @@ OBJECTIVES: dict[str, dict] = {
     ),
     "mlm|causal": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), causal=_CAUSAL | dict(weight=1.0)), alternate=True),
 }
+VOCABULARY = 8192
 PAIRS = ("mlm+nsp", "mlm+sop")  # their rows hold pairs of spans
 DROPOUT = ("contrastive", "mlm+contrastive")  # the two views of a text are two draws of it
 DEFAULTS = {"objective": "mlm", "size": "tiny", "steps": "2500", "seed": "0"}
@@ -65,14 +66,18 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     if at["objective"] in PAIRS:  # several to a row: next sentence changes their second spans
         rows = dict(factory="train.data.rows:pair_sentences", length=128, segments=4, longest=42)
     # T5's sentinels have the ids after the tokenizer's
-    more = dict(V=8192 + OBJECTIVES[at["objective"]].get("sentinels", 0))
+    more = dict(V=VOCABULARY + OBJECTIVES[at["objective"]].get("sentinels", 0))
     objective, dropout = OBJECTIVES[at["objective"]], 0.1 if at["objective"] in DROPOUT else 0.0
     if "final_rate" in objective:
         objective = objective | dict(rate_steps=int(at["steps"]))
     config = ml_collections.ConfigDict()
     config.stages = ("pretrain",)
     config.tokenizer = dict(
-        factory="train.data.tokenizer:train_sentencepiece", source=train, size=8192, lowercase=True, sentences=20_000
+        factory="train.data.tokenizer:train_sentencepiece",
+        source=train,
+        size=VOCABULARY,
+        lowercase=True,
+        sentences=20_000,
     )
     # at init_std 0.02 a small backbone stays long on the unigram plateau
     config.backbone = dict(

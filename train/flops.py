@@ -38,7 +38,11 @@ def of(fn, *args: Any) -> int:
 
 
 def of_loss(backbone: Backbone, objective: Objective, params: Any, batch: Batch, view=lambda params: params) -> int:
-    """Model FLOPs of a training step: three times those of the loss's forward pass, recomputation not counted."""
+    """Model FLOPs of a training step: three times those of the loss's forward pass, recomputation not counted.
+
+    What no gradient passes, as a teacher, is counted three times all the same. Of branches the mean is counted: right
+    for two objectives of a mixture that alternate evenly, too much for more.
+    """
 
     def forward(params, batch):
         key, step = random.key(0), jnp.int32(0)
