@@ -9,6 +9,7 @@ After the colon come key=value pairs, split by commas:
     from    the workdir of the backbone: its tokenizer, and its stage's checkpoint
     stage   that stage's name (default: pretrain)
     data    the folder of the two tasks' folders, wnut17 and ud_ewt (default: $ROOTSTOCK_DATA)
+    frozen  yes: the backbone stays as it is, and a linear map of its last states is learned: a probe (default: no)
     seed    (default: 0)
 
 WNUT-17 (Derczynski et al. 2017, doi.org/10.18653/v1/W17-4418) is scored by the F1 of its entities, EWT (Silveira et al.
@@ -34,7 +35,9 @@ TASKS = {
     ),
     "EWT": ("conllu", "ud_ewt/{}.conllu.gz", _UNIVERSAL, "tag_accuracy"),
 }  # fmt: skip
-DEFAULTS = {"task": "EWT", "from": "runs/pretrain", "stage": "pretrain", "data": "$ROOTSTOCK_DATA", "seed": "0"}
+DEFAULTS = {
+    "task": "EWT", "from": "runs/pretrain", "stage": "pretrain", "data": "$ROOTSTOCK_DATA", "frozen": "no", "seed": "0",
+}  # fmt: skip
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
@@ -44,6 +47,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     at = DEFAULTS | given
     if at["task"] not in TASKS:
         raise ValueError(f"task={at['task']} is not one of {', '.join(TASKS)}")
+    if at["frozen"] not in ("yes", "no"):
+        raise ValueError(f"frozen={at['frozen']} is not one of yes, no")
     kind, files, classes, metric = TASKS[at["task"]]
     checkpoint = f"{at['from']}/{at['stage']}"
 
@@ -60,6 +65,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         data=sentences("train"),
         evals=dict(dev=sentences("dev")),
         carry=dict(checkpoint=checkpoint, rules=(("(backbone/.*)", r"\1"),)),
+        learned=(("backbone/.*", False),) if at["frozen"] == "yes" else (),
         optimizer=dict(factory="train.optimizer:adamw", weight_decay=0.0, clip=1.0),
         schedule=dict(factory="train.schedule:linear", peak=1e-4, warmup=0.1),
         batch=32,
