@@ -1,10 +1,10 @@
-"""Objectives side by side: one backbone, the same tokens of Wikipedia, then GLUE's small tasks and BLiMP.
+"""Objectives side by side: one backbone, the same tokens of Wikipedia, then GLUE, tagging and BLiMP.
 
     python -m launch.compare --out=runs/compare --objectives=mlm,causal,hybrid,rtd --steps=2500
     python -m train --workdir=runs/mlm --config=configs/compare_objectives.py:objective=mlm
 
-The first trains each objective by this config, finetunes it by configs/finetune_glue.py and prints one table; the
-second is one of those trainings. After the colon come key=value pairs, split by commas:
+The first trains each objective by this config, finetunes it on launch.compare.TASKS and prints one table, as in
+objectives/README.md; the second is one of those trainings. After the colon come key=value pairs, split by commas:
 
     objective  one of OBJECTIVES below (default: mlm)
     size       of the backbone, see model.config (default: tiny)

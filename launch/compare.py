@@ -1,4 +1,4 @@
-"""Objectives side by side: each pretrained by configs/compare_objectives.py, finetuned on GLUE, asked about BLiMP."""
+"""Objectives side by side: pretrained by configs/compare_objectives.py, finetuned, probed, asked about BLiMP."""
 
 import argparse
 import json
@@ -13,15 +13,35 @@ from typing import NamedTuple
 _EXAMPLES = """examples:
   python -m launch.compare --out=runs/compare --objectives=mlm,causal,hybrid,rtd
   python -m launch.compare --out=runs/compare --objectives=mlm,rtd --equal=compute --seeds=0,1,2
-  python -m launch.compare --out=runs/compare --objectives=mlm,causal --tasks=CoLA,RTE --pairs=200
+  python -m launch.compare --out=runs/compare --objectives=mlm,causal --tasks=EWT,EWT-frozen --pairs=200
+  python -m launch.compare --out=runs/compare --objectives=mlm --steps=1    what a backbone scores that learned nothing
 
 Every training is a command of its own, which is printed, and goes on where it was: run it again after an interruption,
 or with more objectives, tasks and seeds. Of each seed there is one pretraining and one finetuning on each task. The
-table has the mean over seeds in percent, and the deviation where there are several; GLUE's scores are those on dev of
-the last step. Its second and third columns are the steps of pretraining and the FLOPs of one, as a multiple of mlm's.
+table has the mean over seeds in percent, and the deviation where there are several; scores are those on dev of the last
+step. EWT is part-of-speech tagging, and EWT-frozen the same by a linear map of a backbone that stays as it is. The
+second and third columns are the steps of pretraining and the FLOPs of one, as a multiple of mlm's.
 """
-TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
 EQUAL = ("tokens", "compute")
+
+
+class Task(NamedTuple):
+    """How a backbone is finetuned: a config to which the backbone is added, what is read, epochs, learning rate."""
+
+    config: str
+    metric: str
+    epochs: float
+    peak: float
+
+
+TASKS = {
+    "SST-2": Task("configs/finetune_glue.py:task=SST-2", "accuracy", 3.0, 1e-3),
+    "CoLA": Task("configs/finetune_glue.py:task=CoLA", "matthews", 3.0, 1e-3),
+    "MRPC": Task("configs/finetune_glue.py:task=MRPC", "f1", 3.0, 1e-3),
+    "RTE": Task("configs/finetune_glue.py:task=RTE", "accuracy", 3.0, 1e-3),
+    "EWT": Task("configs/finetune_tag.py:task=EWT", "tag_accuracy", 1.0, 1e-3),
+    "EWT-frozen": Task("configs/finetune_tag.py:task=EWT,frozen=yes", "tag_accuracy", 1.0, 1e-2),
+}
 
 
 class Pretraining(NamedTuple):
@@ -71,15 +91,14 @@ def pretrain(out: Path, which: Pretraining) -> Path:
     return workdir
 
 
-def finetune(workdir: Path, task: str, seed: int, epochs: float, peak: float) -> float:
+def finetune(workdir: Path, name: str, seed: int) -> float:
     """The task's metric on dev after the last step, in percent."""
-    from configs.finetune_glue import TASKS as tasks
-
-    folder = workdir / f"{task}_{epochs:g}_{peak:g}"
-    config = f"--config=configs/finetune_glue.py:task={task},from={workdir},stage=pretrain,seed={seed}"
-    more = [f"--config.finetune.epochs={epochs}", f"--config.finetune.schedule.peak={peak}"]
+    task = TASKS[name]
+    folder = workdir / f"{name}_{task.epochs:g}_{task.peak:g}"
+    config = f"--config={task.config},from={workdir},stage=pretrain,seed={seed}"
+    more = [f"--config.finetune.epochs={task.epochs}", f"--config.finetune.schedule.peak={task.peak}"]
     _run("-m", "train", f"--workdir={folder}", config, *more)
-    return 100 * _last(folder / "finetune", f"dev/{tasks[task][-1]}")
+    return 100 * _last(folder / "finetune", f"dev/{task.metric}")
 
 
 def blimp(workdir: Path, pairs: int) -> float | None:
@@ -119,8 +138,6 @@ def main(argv: list[str] | None = None) -> None:
         "--equal", choices=EQUAL, default=EQUAL[0],
         help="tokens: --steps for each; compute: as many as take the FLOPs of --steps of mlm (default: %(default)s)",
     )  # fmt: skip
-    add("--epochs", type=float, default=3.0, help="of finetuning (default: %(default)s)")
-    add("--peak", type=float, default=1e-3, help="finetuning's learning rate (default: %(default)s)")
     add("--pairs", type=int, default=200, help="minimal pairs of each paradigm of BLiMP (default: %(default)s)")
     args = parser.parse_args(argv)
     for what, given, known in (("objectives", args.objectives, OBJECTIVES), ("tasks", args.tasks, TASKS)):
@@ -137,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 workdir = pretrain(args.out, Pretraining(objective, args.size, steps, seed))
                 for task in args.tasks:
-                    found[task].append(finetune(workdir, task, seed, args.epochs, args.peak))
+                    found[task].append(finetune(workdir, task, seed))
                 found["BLiMP"].append(blimp(workdir, args.pairs))
             except subprocess.CalledProcessError as error:
                 sys.exit(f"error: {shlex.join(error.cmd)} ended with exit code {error.returncode}; its words are above")
