@@ -37,7 +37,7 @@ OBJECTIVES: dict[str, dict] = {
     "data2vec": dict(factory="objectives.data2vec:data2vec", top=2, decay=0.99, final_decay=0.999, decay_steps=1000),
     "contrastive": dict(factory="objectives.contrastive:contrastive"),
     "t5": dict(factory="objectives.seq2seq:span_corruption", sentinels=32),
-    "bart": dict(factory="objectives.seq2seq:denoise"),
+    "bart": dict(factory="objectives.seq2seq:bart"),
     "mlm+nsp": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), nsp=_NSP | dict(weight=1.0))),
     "mlm+sop": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), sop=_SOP | dict(weight=1.0))),
     "mlm+contrastive": dict(

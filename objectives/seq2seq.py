@@ -130,7 +130,7 @@ def span_corruption(
     )  # fmt: skip
 
 
-def denoise(
+def bart(
     backbone: Backbone,
     vocab: Vocab,
     *,
@@ -159,8 +159,8 @@ def denoise(
     Raises ValueError for another noise, a share or length that cannot be, and for what `translate` refuses.
     """
     if noise not in NOISES:
-        raise ValueError(f"denoise noise={noise!r} must be one of {', '.join(NOISES)}")
-    _check_spans("denoise", rate, span)
+        raise ValueError(f"bart noise={noise!r} must be one of {', '.join(NOISES)}")
+    _check_spans("bart", rate, span)
 
     def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
         noise_L = _noise(key, row, rate, span)

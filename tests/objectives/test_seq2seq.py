@@ -14,7 +14,7 @@ from model.config import sized
 from model.decoder import decoder
 from model.heads import mlm_head
 from objectives import types
-from objectives.seq2seq import denoise, span_corruption, translate
+from objectives.seq2seq import bart, span_corruption, translate
 from train import step as training
 
 LAYOUT = [[5, 0, 9], [1], [12, 3], [2, 15]]
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_cut_and_counted(bb, vocab):
 
 
 @pytest.mark.parametrize(
-    "make", [partial(span_corruption, sentinels=8), denoise, partial(denoise, noise="delete", span=1.0)]
+    "make", [partial(span_corruption, sentinels=8), bart, partial(bart, noise="delete", span=1.0)]
 )
 def test_streams_are_the_same_however_packed(bb, vocab, make, alone, packed):
     found = []
@@ -146,7 +146,7 @@ def test_all_ways_to_hide_are_as_likely(bb, vocab):
 @pytest.mark.parametrize("noise", ["infill", "delete"])
 def test_denoising_writes_the_whole_text(bb, vocab, noise):
     rows = pack(LAYOUT, 48, 3)
-    mine = corrupt(denoise(bb, vocab, noise=noise, rate=0.4, span=2.0), rows)["seq2seq"]
+    mine = corrupt(bart(bb, vocab, noise=noise, rate=0.4, span=2.0), rows)["seq2seq"]
     masks = 0
     for text, read, written in documents(rows, mine):
         assert written == text[1:]
@@ -230,8 +230,8 @@ ERRORS = [
     (lambda bb, v: translate(bb, v, layers=0), "decoder layers=0 must be at least 1"),
     (lambda bb, v: span_corruption(bb, v), "sentinels=100 have the ids after .* 61, .* V=69: set backbone V=161"),
     (lambda bb, v: span_corruption(bb, v, rate=1.0, sentinels=8), "span_corruption rate=1.0 is the share"),
-    (lambda bb, v: denoise(bb, v, span=0.5), "denoise span=0.5 is a mean length"),
-    (lambda bb, v: denoise(bb, v, noise="rotate"), "noise='rotate' must be one of infill, delete"),
+    (lambda bb, v: bart(bb, v, span=0.5), "bart span=0.5 is a mean length"),
+    (lambda bb, v: bart(bb, v, noise="rotate"), "noise='rotate' must be one of infill, delete"),
     (
         lambda bb, v: corrupt(span_corruption(bb, v, rate=0.5, span=1.0, sentinels=8), pack([[0, 1]], 48, 2)),
         "a row of 48 tokens may have 25 spans, and there are sentinels=8: set sentinels=25 and backbone V=86",
