@@ -16,7 +16,9 @@ WNUT-17 (Derczynski et al. 2017, doi.org/10.18653/v1/W17-4418) is scored by the 
 2014, https://universaldependencies.org) by the share of words with the right tag.
 
 Seen: all-MiniLM-L6-v2 on EWT, one epoch (--config.finetune.epochs=1.0, 392 steps), seed 0: 95.89 % of the words
-of dev, in 20 minutes on two CPU cores that were busy with much else. WNUT is yet to be run.
+of dev, in 20 minutes on two CPU cores that were busy with much else. On WNUT, five epochs (531 steps), seed 0: F1 57.1
+of dev's entities, 95.35 % of its words. What backbones pretrained by each objective score on EWT, whole and frozen, is
+in objectives/README.md.
 
 Everything else is a key of the config: --config.finetune.schedule.peak=1e-4 --config.finetune.epochs=5
 """

@@ -32,6 +32,7 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
     if config_required:
         flags.mark_flag_as_required("config")
     sys.modules["__main__"].__doc__ = help
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])  # or --help leaves it out
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -66,4 +67,8 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
 
 
 def _unreadable(error: OSError) -> str:
+    given = next((x for x in sys.argv if x.startswith("--config=")), "")
+    path = given.removeprefix("--config=").partition(":")[0]
+    if path and not os.path.isfile(path):
+        return f"error: --config={path}: there is no such file in {os.getcwd()}"
     return "error: " + " ".join(str(error.__cause__ or error).split())

@@ -75,9 +75,7 @@ def test_what_does_not_fit_is_cut_and_counted(bb, vocab):
     assert mine["surplus"].any()
 
 
-@pytest.mark.parametrize(
-    "make", [partial(span_corruption, sentinels=8), bart, partial(bart, noise="delete", span=1.0)]
-)
+@pytest.mark.parametrize("make", [partial(span_corruption, sentinels=8), bart, partial(bart, noise="delete", span=1.0)])
 def test_streams_are_the_same_however_packed(bb, vocab, make, alone, packed):
     found = []
     for rows in (alone, packed):
