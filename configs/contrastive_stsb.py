@@ -14,7 +14,7 @@ After the colon come key=value pairs, split by commas:
 Pieces of 32 tokens, each encoded twice under dropout. `dev/spearman` is that of the pairs' cosine with their score.
 
 Seen, one seed each, is that two layers of 128 channels are too small for it. The mlm of configs/compare_objectives.py
-(1,250 steps) goes from 48.7 to 43.8 in these 1,000 steps, its loss from 1.40 to 0.007; that backbone without pretraining
+(1,250 steps) goes from 48.7 to 43.8 in these 1,000 steps, its loss from 1.40 to 0.007; the same backbone untrained
 (steps=1) from 60.9 to 55.1 in 250. Whatever tells pieces of Wikipedia apart will do, and their words do at once. Labels
 help: with positives="group" and the 1,406 pairs of STS-B's train.tsv rated 4 or more, peak=3e-4, the first goes from
 48.7 to 61.8 in 100 steps.
