@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import ops, random
-from objectives.masking import check, choose, replaced, room
+from objectives.masking import check, choose, rank, replaced, room
 from objectives.ngrams import ngrams as listed
 from objectives.types import Array, Vocab
 
@@ -60,9 +60,12 @@ def hiding(
             P = room(tokens_L.size, row["example"].shape[0], **how | dict(rate=max(rate, last_rate)))
         else:
             P = min(tokens_L.size, math.ceil(capacity * tokens_L.size))
-        # the luckiest first: a surplus drops at random, not at the row's end
-        order_L = jnp.where(chosen_L, luck_L, 2.0)
-        carried = (jnp.arange(tokens_L.size, dtype=jnp.int32), chosen_L, ids_L, tokens_L)
+        # the luckiest first: a surplus drops at random, not at the row's end, and in whole units
+        fits_L = chosen_L
+        if unit != "token":
+            fits_L &= rank(jnp.ones_like(segments_L), luck_L, chosen_L) < P
+        order_L = jnp.where(fits_L, luck_L, 2.0)
+        carried = (jnp.arange(tokens_L.size, dtype=jnp.int32), fits_L, ids_L, tokens_L)
         _, index_P, taken_P, ids_P, target_P = (x[:P] for x in jax.lax.sort((order_L, *carried), num_keys=1))
         weight_P = taken_P.astype(jnp.float32)
         new_P = replaced(key, ids_P, target_P, vocab, mask=mask, replace=replace)

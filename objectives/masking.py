@@ -1,6 +1,7 @@
 """Which positions are hidden: tokens, words, spans or n-grams; exactly so many of a segment, or each by itself."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +38,14 @@ def room(
     length: int, segments: int, *, rate: float, choice: str, unit: str, span: float, ngrams: Ngrams | None = None
 ) -> int:
     """A number of positions a row that `choose` rarely exceeds."""
-    # exact: one rounding a segment, each of deviation at most 1/2; else binomial, by unit
-    if choice == "exact":
-        slack = min(segments, 2 * math.sqrt(segments))
-        return min(length, math.floor(rate * length) + math.ceil(slack))
     # tokens of a unit, weighed by tokens: a geometric length counts about twice its mean
     size = {"token": 1.0, "word": 2.0, "span": 3.0 * span, "ngram": ngrams.length if ngrams else 0.0}[unit]
+    # exact: one unit a segment that is there or not, of deviation at most half of its size; else binomial, by unit
+    if choice == "exact":
+        slack = 2 * size * math.sqrt(segments)
+        if unit == "token":
+            slack = min(slack, segments)
+        return min(length, math.floor(rate * length) + math.ceil(slack))
     return min(length, math.ceil(rate * length + 4 * math.sqrt(length * rate * (1 - rate) * size)))
 
 
@@ -58,10 +61,13 @@ def choose(
     luck_L = unit_luck(key, row, ordinary_L, word_starts_V, unit, span, ngrams)
     if choice == "independent":
         return ordinary_L & (luck_L < rate), luck_L
+    # The unit that crosses the budget is taken with the share of it that is within: the mean is the budget, exactly.
     budget_S = rate * _count(segments_L, ordinary_L, row)
-    budget_S = jnp.floor(budget_S + random.uniform(random.fold(key, "round"), random.segments(row)))
-    rank_L = rank(segments_L, luck_L, ordinary_L)
-    return ordinary_L & (rank_L < budget_S[jnp.maximum(segments_L - 1, 0)]), luck_L
+    lucky_S = random.uniform(random.fold(key, "round"), random.segments(row))
+    budget_L, lucky_L = (x_S[jnp.maximum(segments_L - 1, 0)] for x_S in (budget_S, lucky_S))
+    upto_L = rank(segments_L, luck_L, ordinary_L) + 1
+    before_L = upto_L - 1 if unit == "token" else rank(segments_L, luck_L, ordinary_L, jnp.less) + 1
+    return ordinary_L & (budget_L - before_L >= (1 - lucky_L) * (upto_L - before_L)), luck_L
 
 
 def replaced(key: Array, ids: Array, tokens: Array, vocab: Vocab, *, mask: float, replace: float) -> Array:
@@ -93,13 +99,16 @@ def unit_luck(
     return luck_L[first_L]
 
 
-def rank(segments_L: Array, luck_L: Array, ordinary_L: Array) -> Array:
-    """How many ordinary tokens of its segment come before the last token of a token's unit, in order of luck.
+def rank(
+    segments_L: Array, luck_L: Array, ordinary_L: Array, compare: Callable[[Array, Array], Array] = jnp.less_equal
+) -> Array:
+    """How many ordinary tokens of its segment come before the last token of a token's unit, in order of luck; with
+    `jnp.less`, before the unit's first, less one.
 
-    A unit is thus chosen whole or not at all. By comparing all pairs, which is one fused loop; a sort is many.
+    By comparing all pairs, which is one fused loop; a sort is many.
     """
     rivals_L = jnp.where(ordinary_L, segments_L, -1)
-    before_LL = (luck_L[None] <= luck_L[:, None]) & (rivals_L[None] == segments_L[:, None])
+    before_LL = compare(luck_L[None], luck_L[:, None]) & (rivals_L[None] == segments_L[:, None])
     return before_LL.sum(-1, dtype=jnp.float32) - 1  # of floats, which is the faster sum on CPUs
 
 

@@ -39,8 +39,10 @@ def mlm(
     Args:
       rate: share of the ordinary tokens that is chosen.
       mask, replace: shares of the chosen that become [MASK], or a random ordinary token; the rest stay as they are.
-      choice: "exact" chooses round(rate * n) of a segment's n ordinary tokens (rounded at random, so that the rate
-        holds on average; whole units never exceed it); "independent" draws each unit with probability `rate`.
+        Each token by itself, of a span too (SpanBERT replaces spans alike).
+      choice: "exact" chooses rate * n of a segment's n ordinary tokens, in units of luck's order: the one that crosses
+        that number is taken with the share of it that is within, so that the rate holds on average, of whole units
+        too; "independent" draws each unit with probability `rate`.
       unit: what is chosen together: "token", "word" (pieces of a word; Cui et al. 2019,
         https://arxiv.org/abs/1906.08101), "span" (runs of whole words, geometric in length with mean `span` words,
         as in SpanBERT, https://arxiv.org/abs/1907.10529) or "ngram" (occurrences of `ngrams`, and else words).
@@ -48,7 +50,7 @@ def mlm(
         left to right, the longest first, where they are whole words; collocations by their pointwise mutual
         information make the PMI-masking of Levine et al. 2020 (https://arxiv.org/abs/2010.01825, section 3).
       capacity: positions a row that reach the vocabulary, as a share of the row; None is room enough that a surplus
-        is rare (four deviations). A surplus stays unmasked and is counted in the metric `surplus`.
+        is rare (about one in a hundred of spans, one a row). A surplus stays unmasked and is counted in the metric `surplus`.
       tied, softcap, activation: see `model.heads.mlm_head`.
       bag: coefficient of a second term, `{name}_bag`, in which the segment as a whole predicts what was hidden in it:
         cross-entropy of the same targets under one distribution a segment, made from the mean state of its tokens

@@ -61,16 +61,15 @@ def test_statistics(bb, vocab, rows, choice, unit):
     chosen, tokens = chosen_of(out), rows["tokens"]
     ordinary = ~np.isin(tokens, SPECIAL)
     assert not chosen[~ordinary].any()
-    assert int(out["mlm"]["surplus"].sum()) == 0
+    assert int(out["mlm"]["surplus"].sum()) <= (0 if unit == "token" or choice == "independent" else 0.02 * chosen.sum())
     per_row, n = chosen.sum(1), int(ordinary[0].sum())
     if unit == "token" and choice == "exact":
         assert set(per_row) <= {int(rate * n), int(rate * n) + 1}
         deviation = np.sqrt(0.25 / B)
     else:
-        # units of up to k tokens spread the count k times as far; whole units may fall short of the budget
+        # units of up to k tokens spread the count k times as far
         deviation = np.sqrt(n * rate * (1 - rate) * {"token": 1, "word": 2, "span": 8}[unit] / B)
-    low = {"token": 0, "word": 0.8, "span": 3.0}[unit] if choice == "exact" else 0
-    assert -4.5 * deviation - low < per_row.mean() - rate * n < 4.5 * deviation
+    assert abs(per_row.mean() - rate * n) < 4.5 * deviation
     # 80/10/10, the random tenth now and then being the token itself
     new, count = np.asarray(out["tokens"]), chosen.sum()
     assert (new[~chosen] == tokens[~chosen]).all()
