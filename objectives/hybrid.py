@@ -46,16 +46,18 @@ def hybrid(
       tied, softcap, activation: see `model.heads.mlm_head`.
 
     A corrupted row holds `reach` int32 [L], and under `name` `target` int32 [L], `weight` float32 [L] (whether the next
-    token is predicted) and `causal` float32 [L]. Both kinds weigh by their predicted tokens.
+    token is predicted) and `causal` float32 [L].
+    The loss is `causal` times the mean over the causal segments' tokens, `{name}_causal`, and 1 - `causal` times that
+    over the hidden ones, `{name}_masked`: the causal segments, which predict every token, do not drown the others.
     `predict` gives `prediction` int32 [B, L], the likeliest token at every position seen from all others, and its
     `probability` [B, L]; of a segment's first token they say nothing.
     Raises ValueError for shares outside [0, 1] or an unknown choice or unit.
     """
     if not 0 <= causal <= 1:
-        raise ValueError(f"hybrid causal={causal} must be a share between 0 and 1")
+        raise ValueError(f"{name} causal={causal} must be a share between 0 and 1")
     trie = None if ngrams is None else listed(ngrams, vocab.size)
     how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span, ngrams=trie)
-    check("hybrid", mask=mask, replace=replace, **how_chosen)
+    check(name, mask=mask, replace=replace, **how_chosen)
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
     ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)
 
@@ -81,13 +83,16 @@ def hybrid(
         mine = batch[name]
         nll_BL, hit_BL = ops.cross_entropy(logits(params, encode(batch, key).hidden), mine["target"])
         weight_BL = mine["weight"]
-        ratio = lambda x_BL, w_BL: Ratio((x_BL * w_BL).sum(), w_BL.sum())
         ahead_BL, masked_BL = weight_BL * mine["causal"], weight_BL * (1 - mine["causal"])
+        terms = {
+            f"{name}_causal": Term((nll_BL * ahead_BL).sum(), ahead_BL.sum(), causal),
+            f"{name}_masked": Term((nll_BL * masked_BL).sum(), masked_BL.sum(), 1 - causal),
+        }
         metrics = {
-            f"{name}_causal": ratio(nll_BL, ahead_BL), f"{name}_causal_accuracy": ratio(hit_BL, ahead_BL),
-            f"{name}_masked": ratio(nll_BL, masked_BL), f"{name}_masked_accuracy": ratio(hit_BL, masked_BL),
-        }  # fmt: skip
-        return Sums({name: Term((nll_BL * weight_BL).sum(), weight_BL.sum())}, metrics)
+            f"{name}_causal_accuracy": Ratio((hit_BL * ahead_BL).sum(), ahead_BL.sum()),
+            f"{name}_masked_accuracy": Ratio((hit_BL * masked_BL).sum(), masked_BL.sum()),
+        }
+        return Sums(terms, metrics)
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         p_BLV = jax.nn.softmax(ops.wide(logits(params, encode(batch, key).hidden)))

@@ -14,18 +14,24 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
 
     Rows hold pairs packed, as `train.data.rows:pair_sentences` makes them. Each is drawn with probability `rate` to
     lose its second span; the drawn ones of a row pass theirs on, each to the next. One that is drawn alone in its row
-    keeps its own. With whom a pair changes hangs on how pairs are packed: this objective is exempt from invariance to
-    packing, and wants several pairs a row (`longest` of `pair_sentences`, or each fills one).
+    keeps its own. With whom a pair changes hangs on how pairs are packed (`pair_sentences` puts those of a document in
+    different rows): this objective is exempt from invariance to packing, and wants several pairs a row (`segments` and
+    `longest` of `pair_sentences`).
 
     A corrupted row holds the new `tokens`, `segments`, `positions` and `types`, and under `name` `label` int32 [S], 0
     where the second span follows the first and 1 where it does not.
     `predict` gives `prediction` int32 [B, S] and `probabilities` [B, S, 2].
-    Raises ValueError unless `rate` lies between 0 and 1.
+    Raises ValueError unless `rate` lies between 0 and 1, and for rows that hold one pair alone.
     """
     if not 0 < rate < 1:
-        raise ValueError(f"nsp rate={rate} is the share of pairs that lose their second span, between 0 and 1")
+        raise ValueError(f"{name} rate={rate} is the share of pairs that lose their second span, between 0 and 1")
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
+        if row["example"].shape[0] < 2:
+            raise ValueError(
+                f"{name} changes the second spans of the pairs that share a row, and these rows hold one pair: set "
+                f"segments=4 and a `longest` of a fourth of the length, or the like"
+            )
         first_S, second_S = lengths(row)
         lucky_S = random.uniform(random.fold(key, name), random.segments(row)) < rate
         drawn_S = lucky_S & (first_S > 0)
@@ -50,7 +56,7 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     Raises ValueError unless `rate` lies between 0 and 1.
     """
     if not 0 < rate < 1:
-        raise ValueError(f"sop rate={rate} is the share of pairs that change order, between 0 and 1")
+        raise ValueError(f"{name} rate={rate} is the share of pairs that change order, between 0 and 1")
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         first_S, second_S = lengths(row)

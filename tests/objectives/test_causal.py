@@ -131,7 +131,7 @@ def test_a_hybrid_of_causal_segments_alone_is_causal(bb, vocab):
     params = params_of(bb, one)
     want = loss(one, bb, params, corrupt(one, rows))
     got = loss(both, bb, {"backbone": params["backbone"], "hybrid": params["causal"]}, corrupt(both, rows))
-    assert got["hybrid"] == got["hybrid_causal"] == want["causal"]
+    assert got["loss"] == got["hybrid_causal"] == want["causal"]
     assert np.isnan(got["hybrid_masked"])
     with pytest.raises(ValueError, match=r"hybrid causal=1\.5 must be a share between 0 and 1"):
         hybrid(bb, vocab, causal=1.5)

@@ -14,9 +14,10 @@ class Places(NamedTuple):
     rows: int
 
 
-def pack(sizes: np.ndarray, length: int, segments: int) -> Places:
+def pack(sizes: np.ndarray, length: int, segments: int, mixed: bool = False) -> Places:
     """Packs pieces of `sizes` [P] into rows of `length`, at most `segments` to a row, by best fit in decreasing size.
 
+    Pieces of equal size come in their order, so that neighbours share a row; `mixed`, in a fixed order without sense.
     Best-fit decreasing uses at most 11/9 of the fewest rows possible, plus 1 (Johnson 1974, doi.org/10.1137/0203025).
     """
     row = np.arange(len(sizes))
@@ -27,6 +28,8 @@ def pack(sizes: np.ndarray, length: int, segments: int) -> Places:
         row[whole] = np.arange(np.count_nonzero(whole))
         held = [1] * np.count_nonzero(whole)
         parts = np.flatnonzero(~whole)
+        if mixed:
+            parts = np.random.default_rng(0).permutation(parts)
         parts = parts[np.argsort(-sizes[parts], kind="stable")]
         for piece, size in zip(parts.tolist(), sizes[parts].tolist(), strict=True):
             if fits := lefts >> size:

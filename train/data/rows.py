@@ -118,7 +118,8 @@ def pair_sentences(
             at = end
     flat = {"tokens": np.concatenate(parts) if parts else np.zeros(0, np.int32)}
     flat["types"] = np.repeat(np.tile(np.array([0, 1], np.int32), len(sizes)), np.ravel(sizes).astype(np.int64))
-    stored = fill(np.array(sizes, np.int64).reshape(-1, 2).sum(1), flat, length, segments)
+    # of pairs that share a row next sentence changes the second spans: they are to be of different documents
+    stored = fill(np.array(sizes, np.int64).reshape(-1, 2).sum(1), flat, length, segments, mixed=True)
     report = {"documents": documents, "pieces": len(sizes), "short": short}
     return Rows(stored, report | space(stored))
 
@@ -289,13 +290,15 @@ def fill(
     length: int,
     segments: int,
     owned: Mapping[str, np.ndarray] | None = None,
+    mixed: bool = False,
 ) -> dict[str, np.ndarray]:
     """Lays pieces of `sizes` [P] out in rows, as they are stored.
 
     flat:   arrays by name of all pieces' tokens one after the other, int32 [sum of sizes]
     owned:  arrays by name of what a piece has as a whole, [P, ...], which become [N, segments, ...]
+    mixed:  pieces that follow each other in different rows, see `train.data.packing.pack`
     """
-    places = pack(sizes, length, segments)
+    places = pack(sizes, length, segments, mixed)
     first = np.cumsum(sizes) - sizes
     to = np.arange(sizes.sum()) + np.repeat(places.row * length + places.offset - first, sizes)
 

@@ -235,6 +235,17 @@ def test_pairs_of_sentences_hold_every_token_in_order(documents, length, segment
     assert rows.report["short"] == sum(len(ids) < 2 for ids in want)
 
 
+def test_pairs_that_share_a_row_are_of_different_documents():
+    texts = [" ".join(str(n) for n in range(100 * d + 5, 100 * d + 95)) for d in range(40)]
+    rows = pair_sentences(records(texts), Numbers(), 36, 4, 12).arrays
+    several = rows["segments"].max(1) >= 2
+    assert several.mean() > 0.9
+    first, second = ((rows["tokens"] * (rows["segments"] == s)).max(1)[several] // 100 for s in (1, 2))
+    assert (first == second).mean() < 0.1
+    again = pair_sentences(records(texts), Numbers(), 36, 4, 12).arrays
+    assert all((again[k] == rows[k]).all() for k in rows)
+
+
 def test_pairs_of_sentences():
     text = "5 6 7\n8 9\n10 11 12 13\n14"
     rows = pair_sentences(records([text, "15"]), Numbers(), 12)
