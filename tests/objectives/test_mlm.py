@@ -61,7 +61,9 @@ def test_statistics(bb, vocab, rows, choice, unit):
     chosen, tokens = chosen_of(out), rows["tokens"]
     ordinary = ~np.isin(tokens, SPECIAL)
     assert not chosen[~ordinary].any()
-    assert int(out["mlm"]["surplus"].sum()) <= (0 if unit == "token" or choice == "independent" else 0.02 * chosen.sum())
+    assert int(out["mlm"]["surplus"].sum()) <= (
+        0 if unit == "token" or choice == "independent" else 0.02 * chosen.sum()
+    )
     per_row, n = chosen.sum(1), int(ordinary[0].sum())
     if unit == "token" and choice == "exact":
         assert set(per_row) <= {int(rate * n), int(rate * n) + 1}
