@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from model import ops
 from model.heads import pooled_head, present
 from model.types import Backbone
+from objectives.labels import classes_of
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -25,7 +26,7 @@ def classify(
     The batch's `labels` are int [B, S]. `pooling` is one of `model.heads.pool`; `activation` and `norm` follow the
     pooler's linear map (as published families have them); `dropout` is on the pooled vector.
     `predict` gives `prediction` int32 [B, S] and `probabilities` [B, S, classes].
-    Raises ValueError for fewer than two classes or an unknown pooling.
+    Raises ValueError for fewer than two classes, an unknown pooling, and labels that are not a class each.
     """
     if classes < 2:
         raise ValueError(f"classify needs at least 2 classes, not {classes}; for a number use objectives.regress")
@@ -36,7 +37,7 @@ def classify(
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         present_BS = present(batch)
-        nll_BS, hit_BS = ops.cross_entropy(logits(params, encode, batch, key), batch["labels"])
+        nll_BS, hit_BS = ops.cross_entropy(logits(params, encode, batch, key), classes_of(batch, name))
         count = present_BS.sum()
         return Sums(
             {name: Term((nll_BS * present_BS).sum(), count)},
@@ -70,7 +71,8 @@ def multilabel(
     them where it is given a `separator`. The loss is the mean over classes of -log sigmoid(+-logit), and over segments.
     The head and its options are those of `classify`, a checkpoint of which is carried leaf by leaf.
     `predict` gives `probabilities` [B, S, classes] and `prediction` int32 likewise, 1 where one reaches `threshold`.
-    Raises ValueError for no class, a threshold that is no probability, or an unknown pooling.
+    Raises ValueError for no class, a threshold that is no probability, an unknown pooling, and labels of another kind
+    or number.
     """
     if classes < 1:
         raise ValueError(f"multilabel needs at least 1 class, not {classes}")
@@ -83,8 +85,9 @@ def multilabel(
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         present_BS, logits_BSC = present(batch), logits(params, encode, batch, key)
+        labels_BSC = classes_of(batch, name, several=classes)
         # log(1 + exp(x)) - y x: both signs in one, and finite for any logit
-        nll_BS = (jax.nn.softplus(logits_BSC) - batch["labels"] * logits_BSC).mean(-1)
+        nll_BS = (jax.nn.softplus(logits_BSC) - labels_BSC * logits_BSC).mean(-1)
         return Sums({name: Term((nll_BS * present_BS).sum(), present_BS.sum())})
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:

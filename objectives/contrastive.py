@@ -41,12 +41,13 @@ def contrastive(
     `prediction` float32 [B, S], the similarity to the first of the group, and `scored` bool [B, S], false for that
     first one itself.
     Dropout alone tells the views of "dropout" apart: in evaluation, without, its loss is of equal views.
-    Raises ValueError for a word that is none of these, or a temperature that is not positive.
+    Raises ValueError for a word that is none of these, a temperature that is not positive, and while tracing for a
+    batch of one text, and where two views are to be trained without dropout.
     """
     for key, value, known in (("positives", positives, POSITIVES), ("similarity", similarity, SIMILARITIES)):
         if value not in known:
             raise ValueError(f"contrastive {key}={value!r} must be one of {', '.join(known)}")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"contrastive temperature={temperature} divides the similarities and must be above 0")
     head = pooled(backbone.config, pooling)
 
@@ -61,6 +62,11 @@ def contrastive(
         """[B, S, views, D]."""
         if positives == "group":
             return embed(params, encode, batch, key)[:, :, None]
+        if key is not None and not max(backbone.config.dropout, backbone.config.attention_dropout):
+            raise ValueError(
+                f"{name} tells two views of a text apart by the backbone's dropout, which is 0: set backbone "
+                "dropout=0.1, attention_dropout=0.1"
+            )
         keys = [key, None if key is None else random.fold(key, name)]  # the first view is anyone's, who shares the pass
         return jnp.stack([embed(params, encode, batch, one) for one in keys], 2)
 
@@ -68,6 +74,10 @@ def contrastive(
         D = outputs.shape[-1]
         anchors_ND, candidates_ND = (outputs[:, :, view].reshape(-1, D) for view in (0, -1))
         N = len(anchors_ND)
+        if N < 2:
+            raise ValueError(
+                "contrastive compares the texts of a batch, and this one holds a single text: a larger batch"
+            )
         if positives == "group":
             group_BS = batch["group"]
             first_BS = (leaders(batch) == jnp.arange(group_BS.shape[1])[None]) & (group_BS > 0)

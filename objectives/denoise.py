@@ -10,7 +10,7 @@ import numpy as np
 from model import ops, random
 from model.heads import mlm_head
 from model.types import Backbone
-from objectives.masking import check, choose, replaced, unit_luck
+from objectives.masking import check, check_length, choose, replaced, unit_luck
 from objectives.ngrams import ngrams as listed
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -71,6 +71,7 @@ def denoise(
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         key = random.fold(key, name)
+        check_length(name, row["tokens"].size, unit, span)
         tokens_L = row["tokens"]
         ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (row["segments"] > 0)
         new_L = tokens_L

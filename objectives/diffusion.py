@@ -44,8 +44,8 @@ def diffusion(
     """
     if not 0 < least <= 1:
         raise ValueError(f"diffusion least={least} is the smallest share that is hidden and must be in (0, 1]")
-    if steps < 1:
-        raise ValueError(f"diffusion steps={steps} must be at least 1")
+    if steps < 1 or steps != int(steps):
+        raise ValueError(f"diffusion steps={steps} must be a whole number, at least 1")
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
     special_V = np.isin(np.arange(backbone.config.V), vocab.special) | (np.arange(backbone.config.V) >= vocab.size)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import ops, random
-from objectives.masking import check, choose, rank, replaced, room
+from objectives.masking import check, check_length, choose, rank, replaced, room
 from objectives.ngrams import ngrams as listed
 from objectives.types import Array, Vocab
 
@@ -43,6 +43,8 @@ def hiding(
         raise ValueError(
             f"{name} final_rate={final_rate} and rate_steps={rate_steps} belong together, the latter above 0"
         )
+    if capacity is not None and not 0 < capacity <= 1:
+        raise ValueError(f"{name} capacity={capacity} is a share of the row's places, above 0 and at most 1")
     last_rate = rate if final_rate is None else final_rate
     if not 0 < last_rate <= 1:
         raise ValueError(f"{name} final_rate={final_rate} must be a share between 0 and 1")
@@ -51,6 +53,7 @@ def hiding(
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         tokens_L, segments_L, ids_L = row["tokens"], row["segments"], random.tokens(row)
         key = random.fold(key, name)
+        check_length(name, tokens_L.size, unit, span)
         ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (segments_L > 0)
         now = how
         if rate_steps is not None:

@@ -12,7 +12,7 @@ from model.heads import mlm_head
 from model.types import Backbone
 from objectives.causal import following
 from objectives.likelihood import pseudo
-from objectives.masking import check, choose, replaced
+from objectives.masking import check, check_length, choose, replaced
 from objectives.ngrams import ngrams as listed
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -64,6 +64,7 @@ def hybrid(
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         tokens_L, segments_L = row["tokens"], row["segments"]
         key = random.fold(key, name)
+        check_length(name, row["tokens"].size, unit, span)
         target_L, follows_L = following(row)
         causal_S = random.uniform(random.fold(key, "causal"), random.segments(row)) < causal
         causal_L = ops.take(causal_S, jnp.maximum(segments_L - 1, 0)) & (segments_L > 0)

@@ -34,6 +34,14 @@ def check(
         raise ValueError(f"{name} span={span} is a mean length in words and must be at least 1")
 
 
+def check_length(name: str, length: int, unit: str, span: float) -> None:
+    """Raises ValueError where spans are as long as whole rows."""
+    if unit == "span" and span >= length:
+        raise ValueError(
+            f"{name} span={span} words do not fit rows of {length} tokens: a span would be all there is to read"
+        )
+
+
 def room(
     length: int, segments: int, *, rate: float, choice: str, unit: str, span: float, ngrams: Ngrams | None = None
 ) -> int:
@@ -42,9 +50,7 @@ def room(
     size = {"token": 1.0, "word": 2.0, "span": 3.0 * span, "ngram": ngrams.length if ngrams else 0.0}[unit]
     # exact: one unit a segment that is there or not, of deviation at most half of its size; else binomial, by unit
     if choice == "exact":
-        slack = 2 * size * math.sqrt(segments)
-        if unit == "token":
-            slack = min(slack, segments)
+        slack = min(segments, 2 * math.sqrt(segments)) if unit == "token" else size * (1 + math.sqrt(segments) / 2)
         return min(length, math.floor(rate * length) + math.ceil(slack))
     return min(length, math.ceil(rate * length + 4 * math.sqrt(length * rate * (1 - rate) * size)))
 

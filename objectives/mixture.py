@@ -37,20 +37,29 @@ def mix(
     A corrupted row holds under `name`, for the objectives that share a pass (their names, split by blanks), what their
     corruptions changed. `predict` gives the arrays of all, as `{objective}/{array}`, and evaluation the scores of each
     likewise; the likelihood is that of the first that has one.
-    Raises ValueError for weights that are not above 0, or two objectives of one name.
+    Raises ValueError for weights that are not above 0, two objectives of one name, or (while tracing) two terms or
+    metrics of one, and for an objective that freezes what the others train.
     """
     parts = tuple(objective for _, objective in weighted)
     names = [part.name for part in parts]
-    total = sum(weight for weight, _ in weighted)
-    wrong = [f"{part.name}={weight}" for weight, part in weighted if weight <= 0]
+    wrong = [f"{part.name}={w!r}" for w, part in weighted if not (isinstance(w, int | float) and 0 < w < np.inf)]
     if wrong or not parts:
         found = ", ".join(wrong) or "no objective"
-        raise ValueError(f"a mixture's weights must be above 0, found {found}: leave out what is not to be trained")
+        raise ValueError(
+            f"a mixture's weights must be numbers above 0, found {found}: leave out what is not to be trained"
+        )
     if len({*names, name, "backbone"}) < len(names) + 2:
         raise ValueError(
             f"the objectives of a mixture need names of their own, none of them {name} or backbone; found "
             + ", ".join(names)
         )
+    total = sum(weight for weight, _ in weighted)
+    for part in parts:
+        if len(parts) > 1 and any(pattern.startswith("backbone") for pattern in part.frozen):
+            raise ValueError(
+                f"{part.name} freezes {', '.join(part.frozen)}, which the other objectives of the mixture would train: "
+                f"take it alone, or so that it shares them (rtd sharing='tied')"
+            )
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         made = {part.name: part.corrupt(key, row, step) for part in parts}
@@ -222,6 +231,10 @@ def _weighed(found: dict[str, Sums], now: dict[str, Any]) -> Sums:
     terms: dict[str, types.Term] = {}
     metrics: dict[str, types.Ratio] = {}
     for part, sums in found.items():
+        if twice := sorted((terms.keys() | metrics.keys()) & (sums.terms.keys() | sums.metrics.keys())):
+            raise ValueError(
+                f"the objectives of a mixture tell of {', '.join(twice)} twice, {part} for the second time: rename one"
+            )
         terms |= {k: t._replace(coefficient=t.coefficient * now[part]) for k, t in sums.terms.items()}
         metrics |= sums.metrics
     return Sums(terms, metrics)

@@ -50,7 +50,7 @@ def mlm(
         left to right, the longest first, where they are whole words; collocations by their pointwise mutual
         information make the PMI-masking of Levine et al. 2020 (https://arxiv.org/abs/2010.01825, section 3).
       capacity: positions a row that reach the vocabulary, as a share of the row; None is room enough that a surplus
-        is rare (about one in a hundred of spans, one a row). A surplus stays unmasked and is counted in the metric `surplus`.
+        is rare. A surplus stays unmasked, in whole units, and is counted in the metric `surplus`.
       tied, softcap, activation: see `model.heads.mlm_head`.
       bag: coefficient of a second term, `{name}_bag`, in which the segment as a whole predicts what was hidden in it:
         cross-entropy of the same targets under one distribution a segment, made from the mean state of its tokens

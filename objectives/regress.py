@@ -2,6 +2,7 @@
 
 from model.heads import pooled_head, present
 from model.types import Backbone
+from objectives.labels import numbers_of
 from objectives.types import Array, Objective, Sums, Term, Vocab
 
 
@@ -18,7 +19,7 @@ def regress(
     """Mean squared error on the pooled segment (as BERT is finetuned on STS-B).
 
     The batch's `labels` are float32 [B, S]. See `objectives.classify` for the head's options. `predict` gives
-    `prediction` float32 [B, S].
+    `prediction` float32 [B, S]. Raises ValueError for labels that are classes.
     """
     head = pooled_head(backbone.config, 1, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
 
@@ -27,7 +28,7 @@ def regress(
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         present_BS = present(batch)
-        error_BS = outputs(params, encode, batch, key) - batch["labels"]
+        error_BS = outputs(params, encode, batch, key) - numbers_of(batch, name)
         return Sums({name: Term((error_BS**2 * present_BS).sum(), present_BS.sum())})
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:

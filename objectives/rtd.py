@@ -45,16 +45,17 @@ def rtd(
       rate, choice, unit, span, ngrams, capacity: of the generator's task, see `objectives.mlm.mlm`; chosen tokens all
         become [MASK].
       sharing: of token embeddings. "tied": the generator reads and predicts by the backbone's, and both losses train
-        them (section 3.2). "none": each has its own. "gdes": gradient-disentangled (He et al. 2021,
-        https://arxiv.org/abs/2111.09543, section 3.2 and equation 5): the generator's E is trained by its own loss
-        alone, and the discriminator reads E + delta, where delta begins at zero and the discriminator's loss trains it
+        them (section 3.2, which shares positions too). "none": each has its own. "gdes": gradient-disentangled (He et
+        al. 2021, https://arxiv.org/abs/2111.09543, section 3.2 and equation 5): the generator's E is trained by its own
+        loss alone, and the discriminator reads E + delta, where delta begins at zero and the discriminator's loss trains it
         alone. E is `{name}/generator/embed/tokens` and delta `{name}/delta`; `backbone/embed/tokens` is a frozen leaf
         that begins as E (what is carried becomes E) and after each update is made their sum, so that the backbone
         alone is the whole discriminator, for whoever carries it. That is a third table, without moments.
 
     A corrupted row holds the masked `tokens`, and what `objectives.hiding.hiding` says under `name`.
     `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.
-    Raises ValueError for what hiding refuses, an unknown sharing, and a generator larger than the backbone.
+    Raises ValueError for what hiding refuses, an unknown sharing, and a generator that is larger than the backbone or
+    of another vocabulary or length.
     """
     cfg = backbone.config
     small = _smaller(cfg) if generator is None else dict(generator)
@@ -66,7 +67,10 @@ def rtd(
         made = dataclasses.replace(cfg, **small)
     except TypeError as error:
         raise ValueError(f"rtd generator: {error}; its keys are fields of the backbone's config") from None
-    larger = [f"{k}={getattr(made, k)}" for k in ("layers", "D", "F") if getattr(made, k) > getattr(cfg, k)]
+    unlike = [f"{k}={getattr(made, k)}" for k in ("V", "max_length") if getattr(made, k) != getattr(cfg, k)]
+    if unlike:
+        raise ValueError(f"rtd's generator reads the backbone's rows and cannot have {', '.join(unlike)} of its own")
+    larger = [f"{k}={getattr(made, k)}" for k in ("layers", "D", "F", "E") if getattr(made, k) > getattr(cfg, k)]
     if larger:
         raise ValueError(f"rtd's generator is larger than its backbone: {', '.join(larger)}; make it smaller")
     if coefficient < 0:

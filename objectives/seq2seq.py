@@ -50,7 +50,8 @@ def translate(
 
     A corrupted row is as it was, and holds under `name` `source`, a batch of `tokens`, `segments` and `positions`
     [source_length]; `target`, another, of what the decoder reads; `label` int32 [target_length], what it is to write;
-    and `surplus`, how many tokens of that were cut.
+    `surplus`, how many tokens of that were cut, and `lost`, how many of the source; of a segment whose source is lost
+    whole nothing is written.
     `predict` gives `prediction` int32 [B, S, target_length], which ends in [SEP] if it is finished, zeros following,
     and `score` float32 [B, S]. Of a row without types it reads all.
     Raises ValueError for lengths that the backbone has no place for, and for what is out of bounds.
@@ -105,6 +106,7 @@ def span_corruption(
 
     def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
         L, S = row["tokens"].shape[0], row["example"].shape[0]
+        _check_length("span_corruption", L, rate, span)
         most = math.ceil(_most(L, 1, rate) / span)
         if most > sentinels:
             raise ValueError(
@@ -163,6 +165,7 @@ def bart(
     _check_spans("bart", rate, span)
 
     def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
+        _check_length("bart", row["tokens"].shape[0], rate, span)
         noise_L = _noise(key, row, rate, span)
         read_L = jnp.where(noise_L, vocab.mask, row["tokens"]).astype(row["tokens"].dtype)
         kept_L = ~noise_L | _starts(row, noise_L) if noise == "infill" else ~noise_L
@@ -180,6 +183,11 @@ def _check_spans(name: str, rate: float, span: float) -> None:
         raise ValueError(f"{name} rate={rate} is the share of tokens in spans, between 0 and 1")
     if span < 1:
         raise ValueError(f"{name} span={span} is a mean length in tokens and must be at least 1")
+
+
+def _check_length(name: str, L: int, rate: float, span: float) -> None:
+    if span > math.ceil(rate * L):
+        raise ValueError(f"{name} span={span}: rows of {L} tokens have {math.ceil(rate * L)} in spans at rate={rate}")
 
 
 def _most(L: int, S: int, rate: float) -> int:
@@ -236,12 +244,15 @@ def _objective(
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         L, S = row["tokens"].shape[0], row["example"].shape[0]
         read_L, kept_L, written_LW, kept_LW = task(key, row)
-        source, _ = _stream(row, read_L[:, None], kept_L[:, None], min(source_length or L, L))
-        target, surplus = _stream(row, written_LW, kept_LW, min(target_length or enough(L, S), L))
+        source, lost = _stream(row, read_L[:, None], kept_L[:, None], min(source_length or L, L))
+        there_S = (source["segments"][None] == jnp.arange(1, S + 1)[:, None]).any(-1)  # of others nothing is read
+        read_LW = kept_LW & ops.take(there_S, jnp.maximum(row["segments"] - 1, 0))[:, None]
+        target, surplus = _stream(row, written_LW, read_LW, min(target_length or enough(L, S), L))
+        surplus += ((kept_LW & ~read_LW).sum(1) * (row["segments"] > 0)).sum()
         label_T = target["tokens"]
         before_T = jnp.where(target["positions"] == 0, vocab.cls, jnp.roll(label_T, 1)).astype(label_T.dtype)
         target["tokens"] = jnp.where(target["segments"] > 0, before_T, vocab.pad).astype(label_T.dtype)
-        return row | {name: dict(source=source, target=target, label=label_T, surplus=surplus)}
+        return row | {name: dict(source=source, target=target, label=label_T, surplus=surplus, lost=lost)}
 
     def scored(params: dict, hidden: Array) -> Array:
         return head.apply(params[name]["head"], hidden, params["backbone"]["embed"]["tokens"])
@@ -265,6 +276,7 @@ def _objective(
             f"{name}_accuracy": Ratio((hit_BT * weight_BT).sum(), count),
             f"{name}_nll": Ratio(nll, count),
             f"{name}_surplus": Ratio(mine["surplus"].sum(), count),
+            f"{name}_lost": Ratio(mine["lost"].sum(), (source["segments"] > 0).sum()),
         }
         return Sums({name: Term(total, count)}, metrics)
 

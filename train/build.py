@@ -8,6 +8,7 @@ import importlib.metadata
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,20 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from model import random
 from model.backbone import backbone
 from model.config import BackboneConfig, sized
-from model.types import Backbone
+from model.types import Backbone, Encoded
 from objectives.mixture import mix
 from objectives.types import Objective, Vocab
-from train import checkpoint, sharding, tree
+from train import checkpoint, evaluate, sharding, tree
 from train import step as training
 from train.data.layout import LAYOUTS
 from train.data.table import table
 from train.stage import Carry, Stage
 
+# what an objective's key in the params or in a row cannot be
+_TAKEN = {
+    "backbone", "tokens", "segments", "positions", "types", "example", "labels", "group", "tags", "answers", "reach",
+}  # fmt: skip
 _SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 
 
@@ -203,6 +209,23 @@ def check_keys(config: dict, made: Spec, name: str) -> None:
     bind(made.schedule, f"{name}.schedule", "steps")
     for where, section in {"data": made.data, **{f"evals.{k}": v for k, v in made.evals.items()}}.items():
         _check_data(section, f"{name}.{where}")
+        for at, _, objective in _objectives(made.objective, f"{name}.objective"):
+            _check_classes(objective.get("classes"), at, section, f"{name}.{where}")
+
+
+def _check_classes(classes: Any, at: str, section: dict, where: str) -> None:
+    """The classes of an objective, their number or their names, against those of its data."""
+    for part, data in section["mixture"].items() if "mixture" in section else ():
+        _check_classes(classes, at, data, f"{where}.mixture.{part}")
+    theirs = section.get("classes")
+    if not isinstance(theirs, tuple) or classes is None:
+        return
+    alike = classes == theirs if isinstance(classes, tuple) else classes == len(theirs)
+    if not alike:
+        raise ValueError(
+            f"{at} has classes={classes}, and {where} has {len(theirs)}: {', '.join(map(str, theirs))}. Labels are "
+            "their places, so that both need the same, in one order"
+        )
 
 
 def _check_data(section: dict, where: str) -> None:
@@ -241,6 +264,12 @@ def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Obj
         (weight, call(section, where, backbone=bb, vocab=vocab))
         for where, weight, section in _objectives(made.objective, f"{name}.objective")
     ]
+    for _, part in parts:
+        if part.name in _TAKEN or not re.fullmatch(r"[^\s/]+", part.name):
+            raise ValueError(
+                f"{name}.objective: the name {part.name!r} is that of something else in a batch or in the params, or "
+                "has a blank or a slash in it; take another"
+            )
     if "mixture" not in made.objective:
         return bb, parts[0][1]
     how = {k: v for k, v in made.objective.items() if k != "mixture"}
@@ -341,6 +370,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir) for k, v in made.evals.items()}
     for where, held in {"data": data, **{f"evals.{k}": v for k, v in evals.items()}}.items():
         check_needs(objective, table(held).read(np.arange(1)), f"{name}.{where}", scored=where != "data")
+    check_trace(made, name, bb, objective, table(data).read(np.arange(1)))
     source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
     identity = identity_of(made) | {"sources": source_of}
     return Stage(
@@ -354,7 +384,11 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
 
 
 def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, scored: bool = False) -> None:
-    """Raises ValueError where rows of these arrays lack what the objective reads, with its scores if `scored`."""
+    """Raises ValueError where rows of these arrays lack what the objective reads, with its scores if `scored`, or a
+    score is none that there is.
+    """
+    for score in (score for part in objective.parts or (objective,) for score in part.scores):
+        evaluate.check_score(score)
     told = [x for part in objective.parts or (objective,) if part.scores for x in (part.truth, *part.scored)]
     needs = (*objective.needs, *(told if scored else ()))
     if missing := [need for need in dict.fromkeys(needs) if need not in arrays]:
@@ -364,6 +398,31 @@ def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, sco
             "a label; `group` of train.data.groups:text_groups, from records of several texts; `tags` of "
             "train.data.words:tag_words; `answers` of train.data.answers:answer_windows"
         )
+
+
+def check_trace(made: Spec, name: str, bb: Backbone, objective: Objective, row: Mapping[str, Any]) -> None:
+    """Raises what the objective refuses of rows like this one, before anything compiles. The backbone is left out."""
+    params = shapes(bb, objective)
+
+    def encode(batch, key=None, *, at=None, **how):
+        if how:
+            return bb.encode(params_of["backbone"], batch, key, at=at, **how)
+        places = batch["tokens"] if at is None else at
+        return Encoded(jnp.zeros((*places.shape, bb.config.D), bb.config.dtype))
+
+    params_of: dict = {}
+
+    def traced(params, batch, key, step):
+        params_of["backbone"] = params["backbone"]
+        rows = training.corrupted(batch, key, step, objective)
+        out = objective.loss(params, encode, rows, key, step)
+        return out if objective.join is None else objective.join(params, out, rows)
+
+    batch = {k: jax.ShapeDtypeStruct((made.batch, *x.shape[1:]), x.dtype) for k, x in row.items()}
+    try:
+        jax.eval_shape(traced, params, batch, jax.eval_shape(random.key, 0), jax.ShapeDtypeStruct((), np.int32))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def check_offline(made: Spec, name: str, mesh_shape: dict[str, int]) -> None:

@@ -146,6 +146,22 @@ def _spelled(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
 
 
+SCORES = (
+    "accuracy", "f1", "matthews", "pearson", "spearman", "exact_match", "f1_micro", "f1_macro", "entity_f1",
+)  # fmt: skip
+
+
+def check_score(name: str) -> None:
+    """Raises ValueError for a name that `score` does not know."""
+    if name.partition("@")[0] in ranking.KINDS:
+        ranking.check(name)
+    elif name not in SCORES:
+        raise ValueError(
+            f"the score {name!r} is unknown; there are {', '.join(SCORES)}, and {', '.join(ranking.KINDS)}, as in "
+            "ndcg@10"
+        )
+
+
 def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queries: np.ndarray | None = None) -> float:
     """A score by its name, from scikit-learn, SciPy or seqeval where they have it.
 
@@ -157,6 +173,7 @@ def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queri
     entities, read as the script of CoNLL-2000 does (seqeval's default mode: an I- with nothing to go on from begins an
     entity). Of rankings, see `train.ranking`; queries [N, ...] tell whose candidate each is.
     """
+    check_score(name)
     if name.partition("@")[0] in ranking.KINDS:
         assert queries is not None
         there, relevance, scores = ranking.table(queries, true, found)
@@ -182,9 +199,4 @@ def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queri
     if name == "f1":
         average = "binary" if max(true.max(), found.max()) < 2 else "macro"
         return float(metrics.f1_score(true, found, average=average, zero_division=0.0))
-    if name in ("f1_micro", "f1_macro"):
-        return float(metrics.f1_score(true, found, average=name.removeprefix("f1_"), zero_division=0.0))
-    raise ValueError(
-        f"the score {name!r} is unknown; there are accuracy, f1, matthews, pearson, spearman, exact_match, f1_micro, "
-        f"f1_macro, entity_f1, and {', '.join(ranking.KINDS)}, as in ndcg@10"
-    )
+    return float(metrics.f1_score(true, found, average=name.removeprefix("f1_"), zero_division=0.0))

@@ -5,6 +5,13 @@ import numpy as np
 KINDS = ("recall", "ndcg", "mrr")
 
 
+def check(name: str) -> None:
+    """Raises ValueError for a name that `rank` does not know."""
+    kind, _, k = name.partition("@")
+    if kind not in KINDS or (k and not (k.isdecimal() and int(k))) or (kind == "recall" and not k):
+        raise ValueError(f"the ranking score {name!r} is unknown; there are recall@k, ndcg, ndcg@k, mrr and mrr@k")
+
+
 def rank(name: str, scores_QN: np.ndarray, relevance_QN: np.ndarray, there_QN: np.ndarray | None = None) -> float:
     """A score of Q rankings of up to N candidates, averaged over the queries that have a relevant one; nan if none has.
 
@@ -17,9 +24,8 @@ def rank(name: str, scores_QN: np.ndarray, relevance_QN: np.ndarray, there_QN: n
     relevant ones count as behind, so that a constant score gains nothing; nDCG averages over their orders.
     Raises ValueError for another name, or shapes that differ.
     """
+    check(name)
     kind, _, k = name.partition("@")
-    if kind not in KINDS or (k and not (k.isdecimal() and int(k))) or (kind == "recall" and not k):
-        raise ValueError(f"the ranking score {name!r} is unknown; there are recall@k, ndcg, ndcg@k, mrr and mrr@k")
     there_QN = np.ones(scores_QN.shape, bool) if there_QN is None else there_QN
     if not scores_QN.shape == relevance_QN.shape == there_QN.shape:
         raise ValueError(f"scores {scores_QN.shape}, relevance {relevance_QN.shape} and there {there_QN.shape} differ")

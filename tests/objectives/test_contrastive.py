@@ -154,3 +154,11 @@ def test_places_without_a_segment_have_a_gradient_of_zero(bb, vocab):
 def test_errors(bb, vocab, options, message):
     with pytest.raises(ValueError, match=message):
         contrastive(bb, vocab, **options)
+
+
+def test_two_views_need_dropout_and_a_batch_another_text(vocab):
+    sure = backbone(sized("tiny", V=V, D=16, heads=4, F=32, max_length=64, dropout=0.0, attention_dropout=0.0))
+    with pytest.raises(ValueError, match="by the backbone's dropout, which is 0"):
+        contrastive(sure, vocab).loss({}, None, {}, random.key(0), 0)
+    with pytest.raises(ValueError, match="this one holds a single text"):
+        contrastive(sure, vocab).join({}, jnp.zeros((1, 1, 2, 16)), {})

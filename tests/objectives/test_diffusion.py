@@ -101,5 +101,5 @@ def test_filling_in(bb, vocab, key):
 def test_refusals(bb, vocab):
     with pytest.raises(ValueError, match=r"diffusion least=0 is the smallest share"):
         diffusion(bb, vocab, least=0)
-    with pytest.raises(ValueError, match=r"diffusion steps=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"diffusion steps=0 must be a whole number"):
         diffusion(bb, vocab, steps=0)

@@ -18,6 +18,7 @@ from objectives.contrastive import contrastive
 from objectives.mixture import mix
 from objectives.mlm import mlm
 from objectives.pairs import nsp, sop
+from objectives.rtd import rtd
 from train import build, flops, loop, tree
 from train import step as training
 
@@ -148,6 +149,10 @@ def test_what_cannot_be_is_an_error(bb, vocab):
         mix((0.0, one), backbone=bb)
     with pytest.raises(ValueError, match="above 0, found causal=-1"):
         mix((1.0, one), (-1, causal(bb, vocab)), backbone=bb)
+    with pytest.raises(ValueError, match="above 0, found causal=nan"):
+        mix((1.0, one), (float("nan"), causal(bb, vocab)), backbone=bb)
+    with pytest.raises(ValueError, match="rtd freezes backbone/embed/tokens, which the other objectives"):
+        mix((1.0, one), (1.0, rtd(bb, vocab, sharing="gdes")), backbone=bb)
     with pytest.raises(ValueError, match="found no objective"):
         mix(backbone=bb)
     with pytest.raises(ValueError, match=r"names of their own.*found mlm, mlm"):

@@ -168,6 +168,10 @@ def test_refusals(bb, vocab):
         ValueError, match=r"rtd's generator is larger than its backbone: layers=3, D=32; make it smaller"
     ):
         rtd(bb, vocab, generator=dict(layers=3, D=32))
+    with pytest.raises(ValueError, match=r"larger than its backbone: E=64"):
+        rtd(bb, vocab, generator=dict(embed_width=64), sharing="none")
+    with pytest.raises(ValueError, match=r"cannot have max_length=8 of its own"):
+        rtd(bb, vocab, generator=dict(max_length=8))
     with pytest.raises(ValueError, match=r"rtd generator: .*'depth'; its keys are fields of the backbone's config"):
         rtd(bb, vocab, generator=dict(depth=3))
     with pytest.raises(ValueError, match=r"rtd sharing='some' must be one of tied, none, gdes"):

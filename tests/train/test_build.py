@@ -26,12 +26,16 @@ def folder(tmp_path_factory):
     return folder
 
 
+def merged(old, new):
+    return {k: merged(old.get(k), new.get(k, old.get(k))) for k in old | new} if isinstance(old, dict) else new
+
+
 def changed(config: dict, path: str, value) -> dict:
     *keys, last = path.split(".")
     at = config
     for key in keys:
         at = at[key]
-    at[last] = value
+    at[last] = merged(at[last], value) if path == "pretrain" else value
     return config
 
 
@@ -62,6 +66,34 @@ def changed(config: dict, path: str, value) -> dict:
         ),
         ("pretrain.objective", dict(factory="objectives.pairs:sop"), "data: sop reads types, and these rows hold"),
         ("pretrain.objective", dict(factory="objectives.rtd:rtd", generator=dict(D=32)), "larger than its backbone"),
+        (
+            "pretrain.objective",
+            dict(
+                mixture=dict(
+                    rtd_mlm=dict(factory="objectives.mlm:mlm", weight=1),
+                    rtd=dict(factory="objectives.rtd:rtd", weight=1),
+                )
+            ),
+            "mixture tell of rtd_mlm twice",
+        ),
+        ("pretrain.objective.name", "tokens", "the name 'tokens' is that of something else"),
+        ("pretrain.objective.name", "my mlm", "has a blank or a slash in it"),
+        ("pretrain.objective.capacity", 0.0, "mlm capacity=0.0 is a share"),
+        (
+            "pretrain.objective",
+            dict(factory="objectives.mlm:mlm", unit="span", span=50),
+            "pretrain: mlm span=50 words do not fit rows of 32 tokens",
+        ),
+        (
+            "pretrain",
+            dict(objective=dict(factory="objectives.pairs:nsp"), data=dict(factory="train.data.rows:pair_sentences")),
+            "nsp changes the second spans .* hold one pair",
+        ),
+        (
+            "pretrain.objective",
+            dict(factory="objectives.contrastive:contrastive", scores="mrr"),
+            "the score 'm' is unknown; there are accuracy",
+        ),
         ("backbone.heads", 3, "D=16 must be divisible by heads=3"),
         ("pretrain.mesh", "data=3", "needs 3 devices, and there are 8"),
         ("pretrain.mesh", "model=8", "'model=8' must be one of data, fsdp, tensor"),
@@ -85,6 +117,21 @@ def test_said_before_anything_runs(folder, tmp_path, path, value, says):
     "path, value, says",
     [
         ("finetune.data.classes", ("neg", "positive"), "label 'pos' is not among"),
+        (
+            "finetune.objective.classes",
+            3,
+            r"finetune.objective has classes=3, and finetune.data has 2: neg, pos",
+        ),
+        (
+            "finetune.objective",
+            dict(factory="objectives.regress:regress"),
+            "regress reads a number each, and these labels are classes",
+        ),
+        (
+            "finetune.objective",
+            dict(factory="objectives.classify:multilabel", classes=2),
+            "classify reads any number of classes .* are a class each",
+        ),
         ("finetune.data.truncate", False, "set truncate=True or length="),
         ("finetune.carry", dict(), "either stage or checkpoint"),
         ("finetune.carry", dict(stge="pretrain"), "did you mean 'stage'"),
