@@ -18,7 +18,11 @@ After the colon come key=value pairs, split by commas:
 Everything else is a key of the config: --config.finetune.schedule.peak=5e-5 --config.finetune.epochs=3
 """
 
+from pathlib import Path
+
 import ml_collections
+
+from train.checkpoint import read_provenance
 
 DEFAULTS = {
     "data": "squad", "version": "1.1", "from": "runs/pretrain", "stage": "pretrain", "head": "no", "seed": "0",
@@ -37,15 +41,20 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
 
     def questions(split: str) -> dict:
         source = dict(factory="train.data.source:squad", path=f"{at['data']}/{split}-v{at['version']}.json")
-        return dict(factory="train.data.answers:answer_windows", source=source, length=384, stride=128)
+        return dict(factory="train.data.answers:answer_windows", source=source, length=384, stride=128, question=64)
 
     config = ml_collections.ConfigDict()
     config.stages = ("finetune",)
     config.tokenizer = dict(factory="train.data.tokenizer:load", path=at["from"])
     config.backbone = dict(checkpoint=checkpoint, dropout=0.1, attention_dropout=0.1)
-    rules = (("(backbone/.*)", r"\1"),) + ((("(answer/.*)", r"\1"),) if at["head"] == "yes" else ())
+    rules: tuple = (("(backbone/.*)", r"\1"),)
+    objective: dict = dict(factory="objectives.answer:answer")
+    if at["head"] == "yes":  # with its layers, which ModernBERT's has between
+        provenance = read_provenance(Path(checkpoint) / "checkpoints")
+        objective = provenance["config"][provenance["stage"]]["objective"]
+        rules += (("(answer/.*)", r"\1"),)
     config.finetune = dict(
-        objective=dict(factory="objectives.answer:answer", unanswerable=at["version"] == "2.0"),
+        objective=objective | dict(unanswerable=at["version"] == "2.0"),
         data=questions("train"),
         evals=dict(dev=questions("dev")),
         carry=dict(checkpoint=checkpoint, rules=rules),

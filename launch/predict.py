@@ -85,7 +85,7 @@ def _check_there(workdir: Path, name: str, best: bool) -> None:
         raise ValueError(f"{workdir} has no {' or '.join(FILES)}, which training leaves there: copy it back")
 
 
-def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
+def predict(trained: Trained, records: list, section: dict | None = None) -> Iterator[dict[str, Any]]:
     """Yields one plain dict a record (`train.data.source.Record`), in their order.
 
     It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class (a list
@@ -93,6 +93,8 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
     {word, tag}, words being what stands between white space; for tokens `prediction`, a list of {piece, probability}
     with one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for the answer to
     a question `prediction`, as the pair has it, and its `score`; for anything else its arrays, by name.
+
+    Rows are as of `section`, data as in a config; by default those that the stage was trained on.
 
     Warns on stderr of texts that were cut. Raises ValueError where there is no text, one has no [MASK] to fill, or a
     question no pair to be answered from.
@@ -105,9 +107,10 @@ def predict(trained: Trained, records: list) -> Iterator[dict[str, Any]]:
 
     if not records:
         raise ValueError("there is no text to predict for")
-    length = trained.made.data.get("length", trained.backbone.config.max_length)
+    section = _first(trained.made.data) if section is None else section
+    length = section.get("length", trained.backbone.config.max_length)
     if trained.objective.truth == "answers":
-        yield from _answers(trained, records, length)
+        yield from _answers(trained, records, length, section)
         return
     if trained.objective.truth == "tags":
         classes = trained.objective.classes
@@ -152,7 +155,14 @@ def _found(trained: Trained, arrays: dict[str, np.ndarray]) -> Iterator[dict[str
             yield {k: x[i] for k, x in found.items()}
 
 
-def _answers(trained: Trained, records: list, length: int) -> Iterator[dict[str, Any]]:
+def _first(section: dict) -> dict:
+    """Of a mixture of data the first part."""
+    while "mixture" in section:
+        section = next(iter(section["mixture"].values()))
+    return section
+
+
+def _answers(trained: Trained, records: list, length: int, section: dict) -> Iterator[dict[str, Any]]:
     """The answers to questions: of a text's windows the one whose span has the highest score. Where the stage's
     questions may have no answer it is "" if [CLS]'s score, the least of them all, is higher; `score` is then by how
     much the answer's is (Devlin et al. 2018, section 4.3).
@@ -162,8 +172,7 @@ def _answers(trained: Trained, records: list, length: int) -> Iterator[dict[str,
     for record in records:
         if record.pair is None:
             raise ValueError(f"{record.where}: {trained.name} answers a question from a text: give it as the pair")
-    keys = ("stride", "question")
-    given = {k: trained.made.data[k] for k in keys if k in trained.made.data}
+    given = {"question": min(64, length // 4)} | {k: section[k] for k in ("stride", "question") if k in section}
     unlabelled = [record._replace(label=None) for record in records]
     rows = answer_windows(unlabelled, trained.tokenizer, length, **given)
     if rows.report["truncated"]:
@@ -251,15 +260,17 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
         if trained.objective.writes and section.get("source", {}).get("pair") is not None:
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
             out[f"{name}/bleu"] = bleu(trained, records)
-        if trained.objective.truth == "answers":
+        if trained.objective.truth == "answers" and "source" not in section:
+            print(f"warning: {name} has rows and no texts: no exact match, no F1", file=sys.stderr)
+        elif trained.objective.truth == "answers":
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
-            out[f"{name}/exact_match"], out[f"{name}/f1"] = answer_scores(trained, records)
+            out[f"{name}/exact_match"], out[f"{name}/f1"] = answer_scores(trained, records, section)
     return out
 
 
-def answer_scores(trained: Trained, records: list) -> tuple[float, float]:
+def answer_scores(trained: Trained, records: list, section: dict | None = None) -> tuple[float, float]:
     """SQuAD's exact match and F1, 0 to 1, of what is answered to the records' questions (Rajpurkar et al. 2016), each
-    against the best of its answers. Raises ValueError for a record without.
+    against the best of its answers; windows are as of `section`, see `predict`. Raises ValueError for a record without.
     """
     from train.data.answers import answers_of
     from train.evaluate import answer_score
@@ -269,7 +280,7 @@ def answer_scores(trained: Trained, records: list) -> tuple[float, float]:
         raise ValueError(f"{records[given.index(None)].where}: no answers to score by")
     scores = [
         answer_score(said["prediction"], [answer.text for answer in answers or ()])
-        for said, answers in zip(predict(trained, records), given, strict=True)
+        for said, answers in zip(predict(trained, records, section), given, strict=True)
     ]
     return tuple(np.mean(scores, 0).tolist())
 

@@ -47,10 +47,10 @@ def rtd(
       sharing: of token embeddings. "tied": the generator reads and predicts by the backbone's, and both losses train
         them (section 3.2, which shares positions too). "none": each has its own. "gdes": gradient-disentangled (He et
         al. 2021, https://arxiv.org/abs/2111.09543, section 3.2 and equation 5): the generator's E is trained by its own
-        loss alone, and the discriminator reads E + delta, where delta begins at zero and the discriminator's loss trains it
-        alone. E is `{name}/generator/embed/tokens` and delta `{name}/delta`; `backbone/embed/tokens` is a frozen leaf
-        that begins as E (what is carried becomes E) and after each update is made their sum, so that the backbone
-        alone is the whole discriminator, for whoever carries it. That is a third table, without moments.
+        loss alone, and the discriminator reads E + delta, where delta begins at zero and the discriminator's loss
+        trains it alone. E is `{name}/generator/embed/tokens` and delta `{name}/delta`; `backbone/embed/tokens` is a
+        frozen leaf that begins as E (what is carried becomes E) and after each update is made their sum, so that the
+        backbone alone is the whole discriminator, for whoever carries it. That is a third table, without moments.
 
     A corrupted row holds the masked `tokens`, and what `objectives.hiding.hiding` says under `name`.
     `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.

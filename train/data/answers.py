@@ -29,7 +29,9 @@ def answers_of(record: Record) -> tuple[Answer, ...] | None:
     try:
         held = json.loads(record.label)
         found = tuple(Answer(*one) for one in zip(held["text"], held["answer_start"], strict=True))
-        right = all(isinstance(text, str) and text and type(start) is int and start >= 0 for text, start in found)
+        right = all(
+            isinstance(text, str) and text.strip() and type(start) is int and start >= 0 for text, start in found
+        )
     except (ValueError, TypeError, KeyError):
         right = False
     if not right:
@@ -128,6 +130,8 @@ def _tokens(offsets: np.ndarray, answer: Answer) -> tuple[int, int]:
     """The first and the last token of an answer, from each token's characters [tokens, 2]; of one that no token stands
     for, the nearest.
     """
-    first = min(int(np.searchsorted(offsets[:, 1], answer.start, "right")), len(offsets) - 1)
-    last = int(np.searchsorted(offsets[:, 0], answer.start + len(answer.text))) - 1
+    text = answer.text.strip()
+    start = answer.start + answer.text.index(text)
+    first = min(int(np.searchsorted(offsets[:, 1], start, "right")), len(offsets) - 1)
+    last = int(np.searchsorted(offsets[:, 0], start + len(text))) - 1
     return first, max(first, last)

@@ -94,14 +94,31 @@ def squad_rows(file: Path, names: Collection[str], tell: Tell = nobody) -> Rows:
             for paragraph in article["paragraphs"]:
                 for asked in paragraph["qas"]:
                     row += 1
-                    said = asked["answers"]
-                    answers = {key: [one[key] for one in said] for key in ("text", "answer_start")}
-                    yield row, {"question": asked["question"], "context": paragraph["context"], "answers": answers}
+                    yield row, _asked(asked, paragraph["context"], f"{file}:{row}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f'{file}: not as SQuAD\'s files ({error!r} after {row} questions); expected {{"data": [{{"paragraphs": '
             '[{"context", "qas": [{"question", "answers": [{"text", "answer_start"}]}]}]}]}'
         ) from None
+
+
+def _asked(asked: Any, context: str, where: str) -> dict[str, Any] | ValueError:
+    """A question's columns, or what is wrong with it."""
+    try:
+        said = [] if asked.get("is_impossible") else asked["answers"]
+        answers = {key: [one[key] for one in said] for key in ("text", "answer_start")}
+        for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+            if not context.startswith(text, start):
+                return ValueError(
+                    f"{where}: the answer {text!r} is not at character {start} of the context, which has "
+                    f"{context[start : start + len(text)]!r} there"
+                )
+        return {"question": asked["question"], "context": context, "answers": answers}
+    except (TypeError, KeyError, AttributeError) as error:
+        return ValueError(
+            f'{where}: not a question as in SQuAD\'s files ({error!r}); expected {{"question", "answers": [{{"text", '
+            '"answer_start"}]}'
+        )
 
 
 def csv_rows(file: Path, names: Collection[str], tell: Tell = nobody, *, delimiter: str, header: bool) -> Rows:

@@ -219,8 +219,13 @@ class Source:
             held = columns.get(name)
             if isinstance(held, list):
                 more += [_value({name: x}, name, where) for x in held]
-            elif value := _value(columns, name, where):
-                more.append(value)
+            else:
+                more.append(_value(columns, name, where))
+        while more and not more[-1]:
+            more.pop()
+        if "" in more and not any(isinstance(columns.get(name), list) for name in self.more):
+            name = self.more[more.index("")]
+            raise ValueError(f"{where}: {name} is empty, and a text after it is not: which is which would change")
         return Record(text, pair, label, where, tuple(more))
 
 

@@ -150,12 +150,29 @@ def test_squad_s_files_and_columns_are_the_same_records(tmp_path):
         assert [(r.text, r.pair, answers_of(r)) for r in found] == [(r.text, r.pair, answers_of(r)) for r in nested]
 
 
+def test_a_question_that_is_wrong_can_be_skipped_alone(tmp_path):
+    good = SQUAD["data"][0]["paragraphs"][0]["qas"][0]
+    wrong = [
+        {"question": "Where?", "answers": [{"text": "1066", "answer_start": 6}]},
+        {"question": "Which?"},
+        {"question": "How?", "answers": [{"text": "1066"}]},
+    ]
+    never = {"question": "Why?", "answers": good["answers"], "is_impossible": True}
+    paragraph = {"context": "It was 1066.", "qas": [good, *wrong, never]}
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    with pytest.raises(ValueError, match=r"a\.json:2.*'1066' is not at character 6 of the context, which has ' 106'"):
+        list(source.squad(str(tmp_path / "a.json")))
+    read = source.squad(str(tmp_path / "a.json"), on_error="skip")
+    assert [(r.text, len(answers_of(r))) for r in read] == [("When?", 2), ("Why?", 0)]
+
+
 @pytest.mark.parametrize(
     "record, message",
     [
         (Record("7", "20", "3", "f:1"), "f:1: label '3' holds no answers; expected"),
         (Record("7", "20", '{"text": ["20"], "answer_start": []}', "f:1"), "holds no answers"),
         (Record("7", "20", '{"text": [""], "answer_start": [0]}', "f:1"), "holds no answers"),
+        (Record("7", "20 21", '{"text": [" "], "answer_start": [2]}', "f:1"), "holds no answers"),
         (asked("7", "20 21", ("21", 2)), "the answer '21' is not at character 2 of the context, which has ' 2' there"),
         (Record("7", None, None, "f:1"), "f:1: no context"),
         (Record("7", "", None, "f:1"), "f:1: no context"),

@@ -126,6 +126,9 @@ def test_sources_of_several_texts(tmp_path):
     assert plain.fingerprint != read.fingerprint
     assert len(list(source.csv(str(tmp_path / "a.csv"), "q", "good", unique=True))) == 1
     assert len(list(source.csv(str(tmp_path / "a.csv"), "q", "good", more=("worse",), unique=True))) == 2
+    (tmp_path / "hole.csv").write_text("q,a,b,c\none,x,,z\n")
+    with pytest.raises(ValueError, match="b is empty, and a text after it is not"):
+        list(source.csv(str(tmp_path / "hole.csv"), "q", more=("a", "b", "c")))
     lines = [
         {"query": "one", "hits": ["two", "three"], "grades": [2, 0]},
         {"query": "four", "hits": [5], "grades": "[1]"},
