@@ -34,6 +34,7 @@ from objectives.seq2seq import span_corruption, translate
 from objectives.tag import tag
 from train import sharding, tree
 from train import step as training
+from train.carry import carry
 
 # exact in a reordering of sums, over every part that a backbone may have; dropout is on
 BERT = dict(size="tiny", D=16, heads=4, F=32, layers=2, max_length=64, scan=True)
@@ -196,3 +197,39 @@ def test_invariance_float32(name, reference, alone, packed, vocab):
 @pytest.mark.parametrize("name", CASES)
 def test_invariance_product(name, cell, dtype, reference, alone, packed, vocab):
     check(name, cell, dtype, reference, alone, packed, vocab)
+
+
+@pytest.fixture(scope="module")
+def params_by_name(vocab):
+    """The objective of each case and a params tree, with other numbers in each."""
+    made = {}
+    for i, (name, case) in enumerate(CASES.items()):
+        bb = backbone(sized(**{"V": V} | case.backbone))
+        objective = case.make(bb, vocab)
+        params = jax.tree.map(lambda x, i=i: np.asarray(x) + i, toys.params_of(bb, objective))
+        made[name] = objective, params
+    return made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_one_objective_trained_carries_to_every_other(name, params_by_name):
+    _, old = params_by_name[name]
+    shapes = lambda params: {path: x.shape for path, x in tree.leaves(params["backbone"]).items()}
+    alike = 0
+    for other, (objective, fresh) in params_by_name.items():
+        if shapes(fresh) != shapes(old):  # of another backbone
+            continue
+        alike += 1
+        carried, report = carry(old, fresh)
+        params = objective.begin(carried)
+        assert jax.tree.structure(params) == jax.tree.structure(fresh)
+        for path, x in tree.leaves(old["backbone"]).items():
+            np.testing.assert_array_equal(tree.leaves(params["backbone"])[path], x, err_msg=f"{other}: {path}")
+        assert {line.what for line in report if line.path.startswith("backbone/")} == {"taken"}
+        for part in objective.parts or (objective,):
+            own = params.get(part.name, {})
+            for path, x in tree.leaves(own.get("teacher", {})).items():  # begins as what was carried
+                np.testing.assert_array_equal(x, tree.leaves(old["backbone"])[path])
+            if "delta" in own:
+                np.testing.assert_array_equal(own["generator"]["embed"]["tokens"], old["backbone"]["embed"]["tokens"])
+    assert alike > 10 or CASES[name].backbone not in (BERT, MODERN)

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from configs.compare_objectives import OBJECTIVES
 from launch import compare
 
 
@@ -12,6 +13,16 @@ def test_a_training_of_other_settings_is_another():
     one = compare.Pretraining("mlm", "tiny", 100, 0)
     others = [one._replace(objective="rtd"), one._replace(size="mini"), one._replace(steps=99), one._replace(seed=1)]
     assert len({one.folder, *(x.folder for x in others)}) == 5
+
+
+@pytest.fixture(scope="module")
+def of_mlm():
+    return compare.flops("mlm", "tiny")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_of_the_table_can_be_planned(objective, of_mlm):
+    assert 0.4 < compare.flops(objective, "tiny") / of_mlm < 4
 
 
 def test_unknown_names_are_refused_before_anything_runs(tmp_path, capsys):
