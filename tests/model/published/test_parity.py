@@ -230,6 +230,54 @@ def test_losses_of_token_heads_are_transformers(head, vocab, tmp_path):
         np.testing.assert_allclose(got[name], want, atol=1e-5 * scale, err_msg=name)
 
 
+def test_a_discriminator_s_loss_is_transformers(vocab, tmp_path):
+    """Of the tokens that our generator put there, with the tokens that it replaced as their labels."""
+    from functools import partial
+
+    import jax.numpy as jnp
+    import torch
+    from test_weights import rows as laid_out
+
+    from model import random
+    from objectives import types
+    from objectives.rtd import rtd
+    from train import step as training
+
+    made = peers.model("Electra", "ForPreTraining").eval()
+    made.save_pretrained(tmp_path)
+    found = weights.read(tmp_path)
+    bb = backbone(found.config)
+    tokens = np.random.default_rng(1).integers(5, peers.V, (6, peers.LENGTH))
+    there = np.arange(peers.LENGTH) < np.array([[peers.LENGTH], [9]] * 3)
+    feed = dict(tokens=np.where(there, tokens, 0), there=there, types=np.zeros_like(tokens))
+    rows, _, _ = laid_out(feed, packed=False)
+    objective = rtd(bb, vocab, rate=0.4)
+    fresh = training.init(random.generator(0), backbone=bb, objective=objective)["rtd"]
+    params = found.params | {"rtd": fresh | {"judge": found.params["rtd"]}}
+    batch = training.corrupted(rows, random.key(2), jnp.int32(0), objective)
+    read = []
+
+    def loss(params):
+        def encode(batch, key=None, **how):
+            jax.debug.callback(lambda x: read.append(np.asarray(x)), batch["tokens"])
+            return bb.encode(params["backbone"], batch, key, **how)
+
+        return types.report(objective.loss(params, encode, batch, None, jnp.int32(0)))
+
+    with jax.default_matmul_precision("highest"):
+        ours = jax.device_get(jax.jit(loss)(params))
+    jax.effects_barrier()
+    (seen,) = read
+    wrong = seen != rows["tokens"]
+    assert wrong.sum() > 5
+    theirs = made(
+        torch.tensor(seen), attention_mask=torch.tensor(there.astype(int)), labels=torch.tensor(wrong.astype(int))
+    )
+    assert float(ours["rtd"]) == pytest.approx(float(theirs.loss), rel=1e-5)
+    right = ((theirs.logits.detach().numpy() > 0) == wrong)[there].mean()
+    assert float(ours["rtd_accuracy"]) == pytest.approx(right, rel=1e-5)
+
+
 def test_answers_score_as_torchmetrics_scores_them():
     from torchmetrics.functional.text import squad
 
