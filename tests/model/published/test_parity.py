@@ -232,7 +232,6 @@ def test_losses_of_token_heads_are_transformers(head, vocab, tmp_path):
 
 def test_a_discriminator_s_loss_is_transformers(vocab, tmp_path):
     """Of the tokens that our generator put there, with the tokens that it replaced as their labels."""
-    from functools import partial
 
     import jax.numpy as jnp
     import torch
