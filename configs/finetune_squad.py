@@ -18,11 +18,7 @@ After the colon come key=value pairs, split by commas:
 Everything else is a key of the config: --config.finetune.schedule.peak=5e-5 --config.finetune.epochs=3
 """
 
-from pathlib import Path
-
 import ml_collections
-
-from train.checkpoint import read_provenance
 
 DEFAULTS = {
     "data": "squad", "version": "1.1", "from": "runs/pretrain", "stage": "pretrain", "head": "no", "seed": "0",
@@ -50,8 +46,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     rules: tuple = (("(backbone/.*)", r"\1"),)
     objective: dict = dict(factory="objectives.answer:answer")
     if at["head"] == "yes":  # with its layers, which ModernBERT's has between
-        provenance = read_provenance(Path(checkpoint) / "checkpoints")
-        objective = provenance["config"][provenance["stage"]]["objective"]
+        objective = dict(checkpoint=checkpoint)
         rules += (("(answer/.*)", r"\1"),)
     config.finetune = dict(
         objective=objective | dict(unanswerable=at["version"] == "2.0"),

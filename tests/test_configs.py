@@ -6,13 +6,14 @@ import itertools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from toys import WORDS, write_published
 
 from launch import convert
 from launch.plan import plan
-from train import build, checkpoint, loop
+from train import build, checkpoint, loop, tree
 from train.__main__ import run
 
 CONFIGS = sorted(p for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem != "__init__")
@@ -138,3 +139,16 @@ def test_every_config_documents_its_run():
     for file in CONFIGS:
         first = file.read_text().partition('"""\n\nimport')[0]
         assert "python -m " in first or "make " in first, file
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_squad_goes_on_from_a_published_head(family, data, tmp_path):
+    convert.import_(write_published(tmp_path / "qa", f"{family}-forquestionanswering"), tmp_path / "imported")
+    module = importlib.import_module("configs.finetune_squad")
+    config = module.get_config(f"data={data / 'squad'},from={tmp_path / 'imported'},stage=import,head=yes")
+    config.finetune.schedule.peak = 0.0  # the params stay what they were taken for
+    config = shrunk(build.plain(config))
+    trained = loop.fit(build.stage(config, "finetune", tmp_path / "run"), tmp_path / "run").params["answer"]
+    held, _, _ = checkpoint.read_params(tmp_path / "imported" / "import" / "checkpoints")
+    assert len(tree.leaves(held["answer"])) == {"bert": 2, "modernbert": 4}[family]
+    jax.tree.map(np.testing.assert_array_equal, trained, held["answer"])

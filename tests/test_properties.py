@@ -1,5 +1,6 @@
 """What holds of every objective: the same task and the same gradient on any mesh, microbatches and packing."""
 
+import shutil
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -32,9 +33,11 @@ from objectives.regress import regress
 from objectives.rtd import rtd
 from objectives.seq2seq import span_corruption, translate
 from objectives.tag import tag
-from train import sharding, tree
+from train import loop, sharding, tree
 from train import step as training
 from train.carry import carry
+from train.optimizer import adamw
+from train.stage import Stage
 
 # exact in a reordering of sums, over every part that a backbone may have; dropout is on
 BERT = dict(size="tiny", D=16, heads=4, F=32, layers=2, max_length=64, scan=True)
@@ -113,16 +116,22 @@ PRODUCT = [Cell(m, n, p) for m in (None, (2, 2, 2), (1, 4, 2), (8, 1, 1)) for n 
 REFERENCE = PAIRWISE[0]
 
 
+def labelled(rows: dict, objective: types.Objective) -> dict:
+    """The rows with labels of the objective's kind."""
+    if objective.name == "regress":
+        return rows | {"labels": rows["labels"].astype(np.float32)}
+    if objective.name == "multilabel":
+        return rows | {"labels": (rows["labels"][..., None] >= np.arange(3)).astype(np.int32)}
+    return rows
+
+
 def run(case: Case, cell: Cell, dtype: str, rows: dict, vocab) -> tuple[dict, dict, dict]:
     """(gradient by path, report, corrupted tokens by example) of a step's first half, on the host."""
     mesh = cell.mesh and sharding.make_mesh(dict(zip(sharding.MESH_AXES, cell.mesh, strict=True)), jax.devices())
     constrain = sharding.constrainer(mesh)
     bb = backbone(sized(**{"V": V, "dtype": dtype, "param_dtype": dtype} | case.backbone), constrain)
     objective = case.make(bb, vocab)
-    if objective.name == "regress":
-        rows = rows | {"labels": rows["labels"].astype(np.float32)}
-    if objective.name == "multilabel":
-        rows = rows | {"labels": (rows["labels"][..., None] >= np.arange(3)).astype(np.int32)}
+    rows = labelled(rows, objective)
     axes = training.axes(bb, objective)
     params = toys.params_of(bb, objective)
     learned = tree.resolve([(p, False) for p in objective.frozen], params, True)
@@ -197,6 +206,26 @@ def test_invariance_float32(name, reference, alone, packed, vocab):
 @pytest.mark.parametrize("name", CASES)
 def test_invariance_product(name, cell, dtype, reference, alone, packed, vocab):
     check(name, cell, dtype, reference, alone, packed, vocab)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resumed_is_unbroken_to_the_bit(name, packed, vocab, tmp_path):
+    """Two more steps from the checkpoint of the second: what the objective keeps (a teacher) and draws is in it."""
+    case = CASES[name]
+    bb = backbone(sized(**{"V": V} | case.backbone))
+    objective = case.make(bb, vocab)
+    like = jax.eval_shape(partial(training.init, backbone=bb, objective=objective), random.generator(0))
+    stage = Stage(
+        name="a", backbone=bb, objective=objective, vocab=vocab, rows=labelled(packed, objective), batch=8, steps=4,
+        optimizer=adamw(axes=training.axes(bb, objective), schedule=lambda step: 1e-2), schedule=lambda step: 1e-2,
+        learned=tree.resolve([(p, False) for p in objective.frozen], like, True),
+        mesh=sharding.make_mesh(dict.fromkeys(sharding.MESH_AXES, 1), jax.devices()[:1]), save_every=2,
+    )  # fmt: skip
+    whole = tree.leaves(loop.fit(stage, tmp_path))
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "4")
+    again = tree.leaves(loop.fit(stage, tmp_path))
+    for path, x in whole.items():
+        np.testing.assert_array_equal(again[path], x, err_msg=path)
 
 
 @pytest.fixture(scope="module")

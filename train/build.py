@@ -46,7 +46,7 @@ class Spec:
     backbone:    `size` (see `model.config`) or `checkpoint` (a stage's folder, to be like it), and changes to it;
                  merged over the config's own `backbone`. V is the tokenizer's, or given, for more embeddings than ids
     objective:   a factory of `objectives/`; or `mixture`, several of these by name, each with its `weight`, and
-                 `alternate` (see `objectives.mixture`)
+                 `alternate` (see `objectives.mixture`); or `checkpoint` (a stage's folder) and changes to its
     data:        a factory of `train.data.rows`, with its `source`; or `prepared`, a folder of `train.data.prepare`; or
                  `mixture`, several of these by name, each with its `weight`
     optimizer:   a factory of `train.optimizer`
@@ -116,10 +116,20 @@ def spec(config: dict, name: str) -> Spec:
     required = {f.name for f in dataclasses.fields(Spec) if _required(f)}
     _check_keys(name, section, {f.name for f in dataclasses.fields(Spec)}, required)
     section["backbone"] = config.get("backbone", {}) | section.get("backbone", {})
+    section["objective"] = _published(section["objective"])
     made = Spec(**section)
     if (made.steps is None) == (made.epochs is None):
         raise ValueError(f"{name} needs either steps or epochs; found steps={made.steps}, epochs={made.epochs}")
     return made
+
+
+def _published(objective: dict) -> dict:
+    """An objective's section; with a `checkpoint`, that of the stage that wrote it, and the other keys in its place."""
+    if "checkpoint" not in objective:
+        return objective
+    keys = dict(objective)
+    origin = checkpoint.read_provenance(Path(keys.pop("checkpoint")) / "checkpoints")
+    return _published(plain(origin["config"][origin["stage"]]["objective"])) | keys
 
 
 def _required(f: dataclasses.Field) -> bool:
