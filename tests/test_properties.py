@@ -208,7 +208,7 @@ def test_invariance_product(name, cell, dtype, reference, alone, packed, vocab):
     check(name, cell, dtype, reference, alone, packed, vocab)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(c, marks=[pytest.mark.product] * ("-" in c)) for c in CASES])
 def test_resumed_is_unbroken_to_the_bit(name, packed, vocab, tmp_path):
     """Two more steps from the checkpoint of the second: what the objective keeps (a teacher) and draws is in it."""
     case = CASES[name]
