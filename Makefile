@@ -50,7 +50,7 @@ test-all: $(STAMP)
 # published checkpoints against torch's own libraries, which this installs
 parity: $(STAMP)
 	@$(call install,$(EXTRAS)$(comma)parity)
-	$(PYTEST) -m "not product" tests/model/published/test_parity.py
+	$(PYTEST) -m "not product" tests/model/published/test_parity.py tests/model/published/test_t5_decoder.py
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .

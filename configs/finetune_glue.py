@@ -17,15 +17,15 @@ Scores on dev of all-MiniLM-L6-v2, three epochs, batches of 32, seed 0, here and
 launch.bench_glue --source=MODEL --out=runs/glue --seeds=0): CoLA 29.1 and 28.4 (Matthews), MRPC 85.1 and 85.0 (F1), RTE
 55.6 and 54.9 (accuracy), STS-B 84.2 and 84.8 (Spearman). SST-2 and other seeds are yet to be run.
 
-Speed on two CPU cores with nothing else running, in steps taken in turn with Trainer (... --steps=12
---sides=ours,trainer,trainer_128), examples/s here, and times what Trainer does that pads each batch to its longest
-text, and one that pads to 128 tokens:
+Speed on two cores of an AMD EPYC (Zen 5) with nothing else running, in rounds of steps in turn with Trainer (...
+--steps=8 --sides=ours,trainer,trainer_128), examples/s here, and times what Trainer does that pads each batch to its
+longest text, and one that pads to 128 tokens:
 
-    CoLA   152   1.8  10.9
-    MRPC    36   1.5   2.6
-    RTE     23   1.5   1.6
-    SST-2  150   3.1  10.2
-    STS-B   57   2.1   4.4
+    CoLA   236   2.9  15.9
+    MRPC    61   2.4   4.2
+    RTE     50   3.4   3.3
+    SST-2  191   3.6  13.1
+    STS-B  109   3.8   7.4
 
 Everything else is a key of the config: --config.finetune.schedule.peak=1e-4 --config.finetune.epochs=5
 """

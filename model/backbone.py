@@ -179,7 +179,7 @@ def backbone(
     view = jax.eval_shape(partial(attention.view, window=None, theta=None, H=cfg.H), batch, ids)
     near = None if cfg.relative == "none" else relative.KINDS[cfg.relative](cfg)
     mine, block = tower(cfg, near, view)
-    owned = embedding(cfg, constrain) | mine
+    owned = embedding(cfg, constrain) | convolution(cfg) | mine
 
     def init(key: Array) -> Params:
         return {name: p.init(k) for (name, p), k in zip(owned.items(), jax.random.split(key, len(owned)), strict=True)}
@@ -211,13 +211,22 @@ def backbone(
         if narrow := at is not None and not capture and views[kinds[-1]].block is None:
             views["last"] = view_of(kinds[-1], at)
             kinds[-1] = "last"
+        if "conv" in owned:
+            views["first"] = views[kinds[0]]
+            kinds[0] = "first"
 
         def run(kind: str, stream: tuple[Array, ...], params_l: Params, index: Array):
             key_l = None if key is None else random.fold(key, index)
             at_l = at if kind == "last" else None
             stream, probs, _ = block.apply(params_l, stream, views[kind], ops.pick(ids_BL, at_l), key_l, at_l)
+            if kind == "first":
+                stream = _RESIDUALS[cfg.norm_at](stream, near_tokens, partial(through, "conv_norm"))
             stream = tuple(constrain(x, ("batch", "length", "width")) for x in stream)
             return stream, {k: v for k, v in {"hidden": stream[0], "attention": probs}.items() if k in capture}
+
+        def near_tokens(_):
+            found = owned["conv"].apply(params["conv"], x_BLD, batch["segments"])
+            return nn.gelu(_drop(cfg, found, key, "conv", ids_BL), approximate=False)
 
         x_BLD = embed(cfg, owned, params, batch, ids_BL, key, constrain, inputs)
         stream = begin(cfg, owned, params, x_BLD)
@@ -247,6 +256,18 @@ def embedding(cfg: BackboneConfig, constrain: Callable) -> dict[str, parts.Part]
         x_BLE = jax.ShapeDtypeStruct((1, 2, cfg.E), cfg.dtype)
         owned["widen"] = parts.part(parts.Linear(cfg, (cfg.E, cfg.D), ("embed", "embed_out"), 1, bias=True), x_BLE)
     return owned
+
+
+def convolution(cfg: BackboneConfig) -> dict[str, parts.Part]:
+    """The parts of what the first layer's output has added of the embedded tokens near each."""
+    if not cfg.conv:
+        return {}
+    x_BLD = jax.ShapeDtypeStruct((1, 2, cfg.D), cfg.dtype)
+    segments = like()[1]["segments"]
+    return {
+        "conv": parts.part(parts.Convolution(cfg), x_BLD, segments),
+        "conv_norm": parts.part(parts.Norm(cfg), x_BLD),
+    }
 
 
 def tower(
@@ -296,8 +317,8 @@ def begin(cfg: BackboneConfig, owned: dict[str, parts.Part], params: Params, x_B
 
 
 def stack(cfg: BackboneConfig, run: Callable, kinds: list[str], x: Any, params: Params) -> tuple[Any, dict[str, Array]]:
-    """Runs the layers, of these kinds, one after another: whole periods of the pattern scanned or unrolled, the rest
-    unrolled.
+    """Runs the layers, of these kinds, one after another: whole periods of the pattern scanned or unrolled, the rest,
+    with those of the kinds "first" and "last", unrolled.
     """
     policies = {
         "none": None,
@@ -309,9 +330,13 @@ def stack(cfg: BackboneConfig, run: Callable, kinds: list[str], x: Any, params: 
         layer = {k: jax.checkpoint(f, policy=policies[cfg.remat]) for k, f in layer.items()}
     layer = {k: jax.jit(f, inline=True) for k, f in layer.items()}  # traced once, whatever the number of layers
     period = math.lcm(len(cfg.pattern), cfg.share)
-    alike = cfg.layers - (kinds[-1] == "last")
-    scanned = alike // period * period if cfg.scan else 0
+    lead = min(period, cfg.layers) if cfg.scan and kinds[0] == "first" else 0
+    alike = cfg.layers - (kinds[-1] == "last") - lead
+    scanned = max(alike, 0) // period * period if cfg.scan else 0
     captured = []
+
+    def cut(start, end):  # of the stacked params
+        return jax.tree.map(lambda p: p[start // cfg.share : end // cfg.share], params)
 
     def several(x, params, first, kinds):  # layers from `first`, whose params these are
         each = _unstack(params, len(kinds) // cfg.share)
@@ -321,15 +346,18 @@ def stack(cfg: BackboneConfig, run: Callable, kinds: list[str], x: Any, params: 
             outs.append(out)
         return x, jax.tree.map(lambda *o: jnp.stack(o), *outs)
 
+    if lead:
+        x, out = several(x, cut(0, lead), np.uint32(0), kinds[:lead])
+        captured.append(out)
+    done = lead + scanned
     if scanned:
-        sets = scanned // cfg.share
-        grouped = jax.tree.map(lambda p: p[:sets].reshape(-1, period // cfg.share, *p.shape[1:]), params)
-        firsts = jnp.arange(0, scanned, period, dtype=jnp.uint32)
-        x, out = jax.lax.scan(lambda x, given: several(x, *given, kinds[:period]), x, (grouped, firsts))
+        of = kinds[lead : lead + period]
+        grouped = jax.tree.map(lambda p: p.reshape(-1, period // cfg.share, *p.shape[1:]), cut(lead, done))
+        firsts = jnp.arange(lead, done, period, dtype=jnp.uint32)
+        x, out = jax.lax.scan(lambda x, given: several(x, *given, of), x, (grouped, firsts))
         captured.append(jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), out))
-        params = jax.tree.map(lambda p: p[sets:], params)
-    if scanned < cfg.layers:
-        x, out = several(x, params, np.uint32(scanned), kinds[scanned:])
+    if done < cfg.layers:
+        x, out = several(x, cut(done, cfg.layers), np.uint32(done), kinds[done:])
         captured.append(out)
     return x, jax.tree.map(lambda *o: jnp.concatenate(o), *captured)
 

@@ -37,6 +37,8 @@ class BackboneConfig:
     bias:              biases in every linear map and norm
     embed_norm:        the stream begins with a norm of the embedding; else, with norm_at="pre", the first part alone
                        reads one
+    conv:              taps, an odd number, of a convolution over a segment's embedded tokens, which the output of the
+                       first layer has added (DeBERTa-v2, https://github.com/microsoft/DeBERTa); 0 for none
     qk_norm:           a norm of each head's queries and keys (Henry et al. 2020, https://arxiv.org/abs/2010.04245)
     dropout, attention_dropout:  rates on the residual branches, on the attention probabilities
     init_std, residual_init:  kernels are truncated normal; True divides those that write to the residual stream
@@ -74,6 +76,7 @@ class BackboneConfig:
     mlp: str = "gelu"
     bias: bool = True
     embed_norm: bool = True
+    conv: int = 0
     qk_norm: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -94,6 +97,11 @@ class BackboneConfig:
             raise ValueError(f"backbone layers={self.layers} must be divisible by share={self.share}")
         if self.first_position < 0 or self.types < 0:
             raise ValueError(f"backbone first_position={self.first_position}, types={self.types}: neither is below 0")
+        if self.conv < 0 or (self.conv and (self.conv % 2 == 0 or self.layers <= self.share)):
+            raise ValueError(
+                f"backbone conv={self.conv} must be 0, or odd and in a backbone of several layers; it has layers="
+                f"{self.layers}, share={self.share}"
+            )
         if self.position == "rope" and self.H % 2:
             raise ValueError(f"RoPE turns pairs of channels: D/heads={self.H} must be even")
         for name, choices in _CHOICES.items():

@@ -110,6 +110,22 @@ class Linear(nn.Module):
         return ops.add_bias(y, cut(bias.astype(cfg.dtype), names))
 
 
+class Convolution(nn.Module):
+    """x [B, L, D], each place with those up to `cfg.conv // 2` away in its segment, through one linear map."""
+
+    cfg: BackboneConfig
+
+    @nn.compact
+    def __call__(self, x: Array, segments: Array) -> Array:
+        cfg, (_, L, D) = self.cfg, x.shape
+        taps = []
+        for away in range(-(cfg.conv // 2), cfg.conv // 2 + 1):
+            other = jnp.arange(L) + away
+            same = (jnp.roll(segments, -away, 1) == segments) & ((other >= 0) & (other < L))[None]
+            taps.append(jnp.where(same[..., None], jnp.roll(x, -away, 1), 0))
+        return Linear(cfg, (D, cfg.conv, D), ("embed", "taps", "embed_out"), 1, name="map")(jnp.stack(taps, 3))
+
+
 class Norm(nn.Module):
     """LayerNorm or RMSNorm over the last axis, its statistics in float32; the result in `cfg.dtype`."""
 

@@ -59,7 +59,9 @@ NGRAMS = [(a, b) for a in range(5, V) for b in range(5, V) if a % 3 and (a + b) 
 CASES = {
     "mlm": Case(mlm),
     "mlm-modern-words": Case(partial(mlm, rate=0.3, unit="word", tied=False, softcap=30.0), MODERN),
-    "mlm-spans-bag": Case(partial(mlm, rate=0.3, unit="span", choice="independent", capacity=0.9, bag=0.5), BERT),
+    "mlm-spans-bag": Case(
+        partial(mlm, rate=0.3, unit="span", choice="independent", capacity=0.9, bag=0.5), BERT | dict(conv=3)
+    ),
     "mlm-ngrams-boundary": Case(partial(mlm, rate=0.3, unit="ngram", ngrams=NGRAMS, boundary=0.5, tied=False), MODERN),
     "causal": Case(causal),
     "causal-prefix-modern": Case(partial(causal, prefix=True, tied=False), MODERN),

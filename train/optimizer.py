@@ -22,7 +22,7 @@ Transform: TypeAlias = optax.GradientTransformation
 NO_DECAY = (".*/bias", ".*/scale")
 # axes along which a leaf holds several matrices, each an object of its own to LAMB and Muon
 _UNITS = ("layers", "parts")
-_INPUTS = ("embed", "heads", "head", "mlp")
+_INPUTS = ("embed", "taps", "heads", "head", "mlp")
 
 
 def adamw(

@@ -32,6 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "head": (),
     "mlp": ("tensor",),
     "parts": (),
+    "taps": (),
     "positions": (),
     "buckets": (),
     "types": (),

@@ -426,6 +426,8 @@ def _deberta(theirs: dict, ours: dict) -> dict:
     """Scores are of three terms, and divided by the root of three times the width of a head."""
     furthest = theirs.get("max_relative_positions", -1)
     learned = theirs.get("position_biased_input", True)
+    if ours["conv"] and theirs.get("conv_act", "tanh") != "gelu":
+        raise ValueError(f"config.json has conv_act={theirs.get('conv_act', 'tanh')!r}; expected 'gelu'")
     return dict(
         distance=furthest if furthest > 0 else ours["max_length"],
         position="learned" if learned else "none",
@@ -436,7 +438,7 @@ def _deberta(theirs: dict, ours: dict) -> dict:
 DEBERTA = Family(
     title="DebertaV2",
     prefix="deberta.",
-    fields=_FIELDS | {"position_buckets": "buckets"},
+    fields=_FIELDS | {"position_buckets": "buckets", "conv_kernel_size": "conv"},
     fixed=dict(relative="disentangled"),
     only=_ENCODER
     | {
@@ -444,17 +446,19 @@ DEBERTA = Family(
         "share_att_key": True,
         "norm_rel_ebd": "layer_norm",
         "legacy": True,
-        "conv_kernel_size": 0,
+        "conv_groups": 1,
         "pooler_hidden_act": "gelu",
         "pos_att_type": (["p2c", "c2p"], ["c2p", "p2c"], "p2c|c2p", "c2p|p2c"),
     },
     defaults=_LENGTH
     | {"layer_norm_eps": 1e-7, "type_vocab_size": 0, "relative_attention": False, "pos_att_type": [],
-       "position_buckets": -1, "norm_rel_ebd": "none", "share_att_key": False},
+       "position_buckets": -1, "conv_kernel_size": 0, "norm_rel_ebd": "none", "share_att_key": False},
     table=_BERT
     | {
         "relative/table": "encoder.rel_embeddings",
         "relative/norm": "encoder.LayerNorm",
+        "conv/map": "encoder.conv.conv",
+        "conv_norm": "encoder.conv.LayerNorm",
         "layers/attention/qkv": "encoder.layer.{0..}.attention.self.[query_proj|key_proj|value_proj]",
     },
     heads={
@@ -473,7 +477,8 @@ DEBERTA = Family(
         "max_relative_positions": cfg.distance,
         "position_biased_input": cfg.position == "learned",
         "pooler_hidden_size": cfg.D,
-    },
+    }
+    | ({"conv_act": "gelu"} if cfg.conv else {}),
 )  # fmt: skip
 
 MPNET = Family(

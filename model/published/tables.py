@@ -15,6 +15,7 @@ LAYOUTS = {
     "attention/qkv/kernel": "part (n h) d -> d n part h",
     "attention/qkv/bias": "part (n h) -> n part h",
     "attention/out/kernel": "d (n h) -> n h d",
+    "conv/map/kernel": "o i t -> i t o",
     "kernel": "o i -> i o",
 }
 _SUFFIX = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}  # of a leaf in a module; other leaves stand alone

@@ -21,7 +21,7 @@ def value_and_gradient(size: str, base: dict, **how):
     return jax.jit(jax.value_and_grad(loss))(params_of(bb))
 
 
-@pytest.mark.parametrize("size, base", [("tiny", TOY), ("modern-base", MODERN)])
+@pytest.mark.parametrize("size, base", [("tiny", dict(TOY, conv=3, layers=3)), ("modern-base", MODERN)])
 def test_scanned_unrolled_and_recomputed_are_one(size, base):
     """Five layers in a pattern of three: one period is scanned, two layers are left over."""
     want = value_and_gradient(size, base, scan=False)
@@ -37,6 +37,8 @@ def test_scanned_unrolled_and_recomputed_are_one(size, base):
         ("tiny", dict(relative="bias", norm_at="pre", embed_norm=False)),
         ("tiny", dict(relative="disentangled", buckets=8, distance=8)),
         ("tiny", dict(share=2, layers=4, embed_width=8, qk_norm=True)),
+        ("tiny", dict(conv=3, layers=4, scan=True)),
+        ("modern-base", dict(MODERN, conv=5, layers=2, scan=True)),
         ("modern-base", dict(MODERN, layers=4, scan=True, bias=True)),  # the last attends globally, by RoPE
         ("modern-base", dict(MODERN, layers=3)),  # the last attends by blocks
         ("modern-base", dict(MODERN, layers=3, window=64)),  # the last attends locally, in one block

@@ -17,6 +17,8 @@ from model.config import SIZES, BackboneConfig, sized
         (dict(dropout=1.0), r"dropout=1.0 must be in \[0, 1\)"),
         (dict(layers=0), "layers=0 must be at least 1"),
         (dict(pattern=()), "pattern is empty"),
+        (dict(conv=2), "conv=2 must be 0, or odd"),
+        (dict(conv=3, layers=1), "conv=3 must be 0, or odd and in a backbone of several layers; it has layers=1"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, says):

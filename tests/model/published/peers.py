@@ -53,6 +53,8 @@ PEERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("EncoderModel",),
     ),
 }  # fmt: skip
+# what of a family only some models have, in one of its cases
+ALSO: dict[tuple[str, str], dict[str, Any]] = {("DebertaV2", "ForMaskedLM"): dict(conv_kernel_size=3, conv_act="gelu")}
 PLAIN_T5 = dict(PEERS["T5"][0], feed_forward_proj="relu")
 _TIED = (
     "lm_head.decoder.weight", "lm_head.decoder.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
@@ -94,7 +96,9 @@ def model(title: str, head: str, seed: int = 0, **changes: Any) -> Any:
     import torch
     import transformers
 
-    config = getattr(transformers, f"{title}Config")(**PEERS[title][0] | changes, attn_implementation="eager")
+    config = getattr(transformers, f"{title}Config")(
+        **PEERS[title][0] | ALSO.get((title, head), {}) | changes, attn_implementation="eager"
+    )
     torch.manual_seed(seed)
     made = getattr(transformers, title + head)(config).eval()
     for path, p in made.named_parameters():

@@ -90,7 +90,8 @@ def test_loss_and_gradient_are_those_of_t5(tmp_path):
 
     label = np.where(said, target, 0)
     read = stream(np.pad(label, ((0, 0), (1, 0)))[:, :-1], said)  # T5 begins with padding, id 0
-    mine = dict(source=stream(source, there), target=read, label=label, surplus=np.zeros(len(source), np.float32))
+    none = np.zeros(len(source), np.float32)
+    mine = dict(source=stream(source, there), target=read, label=label, surplus=none, lost=none)
     batch = dict(seq2seq=mine, example=np.zeros((len(source), 1, 2), np.uint32))
 
     def loss(params):
