@@ -59,9 +59,18 @@ def import_(
     tokenizers.save(published, out)
     origin = build.origin(_config(found, out), _STAGE, found.config, vocab) | {"published": found.record}
     store = checkpoint.Store(folder, keep=None)
-    store.save(TrainState(jnp.int32(0), found.params, {}), 0, origin)
+    store.save(TrainState(jnp.int32(0), _moved(found.params), {}), 0, origin)
     store.close()
     return origin
+
+
+def _moved(params: dict[str, Any]) -> dict[str, Any]:
+    """The leaves as arrays of JAX on the host, each taken out of `params`: Orbax makes copies of numpy's."""
+    import jax
+
+    cpu = jax.devices("cpu")[0]
+    leaves = ((name, params.pop(name)) for name in list(params))
+    return {name: _moved(x) if isinstance(x, dict) else jax.device_put(x, cpu) for name, x in leaves}
 
 
 def _tokenizer(folder: Path) -> Any:
