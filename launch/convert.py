@@ -193,7 +193,7 @@ def export(
         extra = _facts(origin, section)
         for _, told in named.values():
             extra |= told
-        weights.write(out, {named[key][0]: x for key, x in kept.items()}, cfg, kind, extra=extra)
+        weights.write(out, {named[key][0]: _judging(x) for key, x in kept.items()}, cfg, kind, extra=extra)
     for name, content in beside.items():
         (out / name).write_bytes(content)
 
@@ -253,6 +253,11 @@ def _named(key: str, objective: Mapping[str, Any], kind: str, cfg: Any) -> tuple
                 f"{kind}'s {named} is not {key}'s, which has {', '.join(differing)}; export --heads= without it"
             )
     return named, told
+
+
+def _judging(head: dict[str, Any]) -> dict[str, Any]:
+    """A head's params; of replaced-token detection's the discriminator's, as published ones are."""
+    return {k: x for k, x in head.items() if k not in ("words", "delta", "generator")} if "generator" in head else head
 
 
 def _facts(origin: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:

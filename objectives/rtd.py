@@ -37,7 +37,8 @@ def rtd(
     language model on the chosen tokens, plus `coefficient` times that of telling at every position whether the token
     is the text's or the generator's sample. No gradient flows through the samples.
 
-    A finetuned model keeps the backbone, the discriminator, and drops the rest.
+    A finetuned model keeps the backbone, the discriminator, and drops the rest. The discriminator's head lies where a
+    published one is imported to, `{name}/transform` and `{name}/out`, and can be carried like it.
 
     Args:
       generator: changes to the backbone's config that make the generator's. None divides width, heads and feed-forward
@@ -100,7 +101,7 @@ def rtd(
         tokens_BL = set_at(batch["tokens"], mine["index"], new_BP)
         wrong_BL = set_at(jnp.zeros(tokens_BL.shape, jnp.float32), mine["index"], new_BP != target_BP)
         seen = dict(batch) | {"tokens": tokens_BL}
-        score_BL = judge.apply(own["judge"], encode(seen, key).hidden, seen, key)[..., 0]
+        score_BL = judge.apply(own, encode(seen, key).hidden, seen, key)[..., 0]
         real_BL = (batch["segments"] > 0).astype(score_BL.dtype)
         bce_BL = jax.nn.softplus(score_BL) - score_BL * wrong_BL
         hit_BL = ((score_BL > 0) == (wrong_BL > 0)).astype(score_BL.dtype)
@@ -119,19 +120,17 @@ def rtd(
         return Sums(terms, metrics)
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
-        return dict(
-            prediction=jax.nn.sigmoid(judge.apply(params[name]["judge"], encode(batch, key).hidden, batch)[..., 0])
-        )
+        return dict(prediction=jax.nn.sigmoid(judge.apply(params[name], encode(batch, key).hidden, batch)[..., 0]))
 
     kept = _without if sharing == "tied" else lambda params: params
 
     def init(key: Array) -> dict:
         a, b, c = jax.random.split(key, 3)
         theirs = author.init(a)
-        made = {"generator": kept(theirs), "words": words.init(b), "judge": judge.init(c)}
+        made = judge.init(c) | {"generator": kept(theirs), "words": words.init(b)}
         return made | ({"delta": jnp.zeros_like(theirs["embed"]["tokens"])} if sharing == "gdes" else {})
 
-    axes = {"generator": kept(author.axes), "words": words.axes, "judge": judge.axes}
+    axes = judge.axes | {"generator": kept(author.axes), "words": words.axes}
     if sharing != "gdes":
         return Objective(name, loss, predict, init, axes, hide)
 

@@ -13,6 +13,7 @@ from launch import convert, predict
 from model.config import sized
 from model.published import weights
 from train import build, checkpoint
+from train.__main__ import run as train
 from train.data import tokenizer
 from train.data.answers import answer_windows
 from train.data.source import Record
@@ -108,6 +109,33 @@ def test_questions_without_an_answer(tmp_path):
         assert may["prediction"] == (always["prediction"] if margin >= 0 else "")
         said.append(may["prediction"] != "")
     assert any(said) and not all(said)
+
+
+def test_a_discriminator_is_trained_on_and_leaves_as_it_came(tmp_path):
+    """At a rate of zero, after a step: what was carried is in its place, and so is what is exported."""
+    published = write_published(tmp_path / "electra", "electra-forpretraining")
+    convert.import_(published, tmp_path / "run")
+    (tmp_path / "texts.csv").write_text("text\n" + "the film was good and the cast great\n" * 32)
+    source = dict(factory="train.data.source:csv", path=str(tmp_path / "texts.csv"))
+    stage = dict(
+        objective=dict(factory="objectives.rtd:rtd", generator=dict(D=4, F=8)), batch=8, steps=1, mesh="data=8", 
+        data=dict(factory="train.data.rows:pack_documents", source=source, length=16),
+        carry=dict(checkpoint=str(tmp_path / "run" / "import"),
+                   rules=(("(backbone/.*)", r"\1"), ("(rtd/(?:transform|out)/.*)", r"\1"))),
+        optimizer=dict(factory="train.optimizer:adamw"),
+        schedule=dict(factory="train.schedule:constant", peak=0.0),
+    )  # fmt: skip
+    config = dict(stages=("more",), tokenizer=dict(factory="train.data.tokenizer:load", path=str(tmp_path / "run")),
+                  backbone=dict(checkpoint=str(tmp_path / "run" / "import")), more=stage)  # fmt: skip
+    train(config, tmp_path / "more")
+    convert.main(
+        ["export", f"--checkpoint={tmp_path / 'more' / 'more'}", f"--out={tmp_path / 'out'}", "--family=electra"]
+    )
+    want, got = (load_file(folder / "model.safetensors") for folder in (published, tmp_path / "out"))
+    assert want.keys() == got.keys()
+    for name, x in want.items():
+        np.testing.assert_array_equal(got[name], x, err_msg=name)
+    assert weights.read(tmp_path / "out").record["config"]["architectures"] == ["ElectraForPreTraining"]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

@@ -252,7 +252,7 @@ def test_a_discriminator_s_loss_is_transformers(vocab, tmp_path):
     rows, _, _ = laid_out(feed, packed=False)
     objective = rtd(bb, vocab, rate=0.4)
     fresh = training.init(random.generator(0), backbone=bb, objective=objective)["rtd"]
-    params = found.params | {"rtd": fresh | {"judge": found.params["rtd"]}}
+    params = found.params | {"rtd": fresh | found.params["rtd"]}
     batch = training.corrupted(rows, random.key(2), jnp.int32(0), objective)
     read = []
 
