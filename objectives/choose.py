@@ -31,6 +31,10 @@ def choose(
     each within its group. `scores` rank by it, see `train.ranking`: ("mrr", "ndcg@10"). Pairs that are judged each for
     itself, with no group to choose from, are `objectives.classify` or `regress` on the rows of `label_examples`.
     """
+    if afar := [score for score in scores if score.startswith("corpus_")]:
+        raise ValueError(
+            f"choose reads each candidate with its question, and cannot rank a whole corpus by {afar[0]!r}"
+        )
     head = pooled_head(backbone.config, 1, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
 
     def logits(params: dict, encode, batch, key) -> Array:

@@ -35,7 +35,8 @@ def contrastive(
     similarity:  s, "cosine" or "dot"
     temperature: T
     scores:    of evaluations on groups with labels: how `prediction` correlates with a similarity ("spearman") or ranks
-               candidates ("mrr", see `train.ranking`)
+               a group's candidates ("mrr", see `train.ranking`); with "corpus_" before it, as "corpus_recall@10", of
+               rankings of all candidates of the data set
 
     `predict` gives `embedding` float32 [B, S, D], of length one where similarity is cosine; of rows with groups also
     `prediction` float32 [B, S], the similarity to the first of the group, and `scored` bool [B, S], false for that

@@ -32,7 +32,7 @@ def evaluator(
         encode = partial(backbone.encode, viewed["backbone"])
         key, step = random.key(0), jnp.int32(0)
         found = objective.predict(viewed, encode, batch) if scored else {}
-        wanted = {f"{at}{name}" for at, _ in scored for name in ("prediction", "scored")}
+        wanted = {f"{at}{name}" for at, part in scored for name in ("prediction", "scored", *_embedding(part))}
         predictions = {name: x for name, x in found.items() if name in wanted}
         batch = corrupted(batch, key, step, objective)
         sums = objective.loss(viewed, encode, batch, None, step)
@@ -62,10 +62,9 @@ def evaluate(
         stacked = sums if total is None else jax.tree.map(lambda *x: jnp.stack(x), total, sums)
         total = sums if total is None else types.add(stacked)
         if scored:
-            truths = [part.truth for _, part in scored]
-            gathered.append(
-                _local({k: batch[k] for k in ("example", "segments", "group", *truths) if k in batch} | predictions)
-            )
+            kept = ["example", "segments", "group", *(part.truth for _, part in scored)]
+            kept += ["tokens"] if any(_embedding(part) for _, part in scored) else []
+            gathered.append(_local({k: batch[k] for k in kept if k in batch} | predictions))
     if total is None:
         raise ValueError("there is nothing to evaluate: the data set has no rows")
     out = {name: float(x) for name, x in types.report(jax.device_get(total)).items()}
@@ -76,8 +75,45 @@ def evaluate(
             continue
         mine = [arrays | {"query": _queries(arrays), "scored": arrays.get(f"{at}scored", True)} for arrays in gathered]
         true, found, queries = examples(mine, part.truth, f"{at}prediction", "query")
-        out |= {f"{at}{name}": score(name, true, found, part.classes, queries) for name in part.scores}
+        corpus = _corpus(mine, part.truth, f"{at}embedding") if _embedding(part) else ()
+        for name in part.scores:
+            if name.startswith(_CORPUS):
+                out[f"{at}{name}"] = ranking.retrieve(name.removeprefix(_CORPUS), *corpus)
+            else:
+                out[f"{at}{name}"] = score(name, true, found, part.classes, queries)
     return out
+
+
+def _embedding(part: Objective) -> list[str]:
+    """What scores over a whole data set read."""
+    return ["embedding"] if any(name.startswith(_CORPUS) for name in part.scores) else []
+
+
+def _corpus(gathered: list[dict], truth: str, embedding: str) -> tuple:
+    """Of many batches of groups what `train.ranking.retrieve` takes: the first of each group is a query, all others are
+    the documents, a text that comes twice one of them.
+    """
+    text: dict[bytes, int] = {}  # number
+    of: dict[int, np.ndarray] = {}  # embeddings of documents
+    asked: dict[tuple, tuple[int, np.ndarray]] = {}
+    told: dict[tuple[tuple, int], float] = {}
+    for arrays in gathered:
+        for b, s in np.argwhere(arrays["segments"].max(1)[:, None] > np.arange(arrays["example"].shape[1])):
+            query = tuple(arrays["query"][b, s].tolist())
+            number = text.setdefault(arrays["tokens"][b][arrays["segments"][b] == s + 1].tobytes(), len(text))
+            if arrays["scored"][b, s]:
+                of[number] = arrays[embedding][b, s]
+                told[query, number] = max(told.get((query, number), 0.0), float(arrays[truth][b, s]))
+            else:
+                asked[query] = number, arrays[embedding][b, s]
+    rows, columns = ({x: i for i, x in enumerate(keys)} for keys in (asked, of))
+    return (
+        np.stack([x for _, x in asked.values()]),
+        np.stack(list(of.values())),
+        np.array([(rows[query], columns[number]) for query, number in told]),
+        np.array(list(told.values()), np.float32),
+        (np.array([number for number, _ in asked.values()]), np.array(list(of))),
+    )
 
 
 def _queries(arrays: dict) -> np.ndarray:
@@ -149,12 +185,13 @@ def _spelled(text: str) -> list[str]:
 SCORES = (
     "accuracy", "f1", "matthews", "pearson", "spearman", "exact_match", "f1_micro", "f1_macro", "entity_f1",
 )  # fmt: skip
+_CORPUS = "corpus_"  # before a score of rankings of the whole data set
 
 
 def check_score(name: str) -> None:
     """Raises ValueError for a name that `score` does not know."""
-    if name.partition("@")[0] in ranking.KINDS:
-        ranking.check(name)
+    if name.removeprefix(_CORPUS).partition("@")[0] in ranking.KINDS:
+        ranking.check(name.removeprefix(_CORPUS))
     elif name not in SCORES:
         raise ValueError(
             f"the score {name!r} is unknown; there are {', '.join(SCORES)}, and {', '.join(ranking.KINDS)}, as in "

@@ -3,6 +3,7 @@
 import numpy as np
 
 KINDS = ("recall", "ndcg", "mrr")
+_BLOCK = 256  # queries whose scores are in memory at once
 
 
 def check(name: str) -> None:
@@ -24,17 +25,47 @@ def rank(name: str, scores_QN: np.ndarray, relevance_QN: np.ndarray, there_QN: n
     relevant ones count as behind, so that a constant score gains nothing; nDCG averages over their orders.
     Raises ValueError for another name, or shapes that differ.
     """
+    return _mean(_each(name, scores_QN, relevance_QN, there_QN))
+
+
+def retrieve(
+    name: str, queries_QD: np.ndarray, documents_ND: np.ndarray, relevant: np.ndarray, grades: np.ndarray,
+    same: tuple[np.ndarray, np.ndarray],
+) -> float:  # fmt: skip
+    """`rank` where every query's candidates are all N documents, by the product of the embeddings.
+
+    `relevant` [R, 2] are pairs of a query and a document, `grades` [R] their relevance; all other documents have 0.
+    `same` are numbers [Q] and [N] that are equal where a document is the query's own text, which is no candidate.
+    """
+    found: list[float] = []
+    for start in range(0, len(queries_QD), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        scores_QN = queries_QD[here] @ documents_ND.T
+        relevance_QN = np.zeros(scores_QN.shape, np.float32)
+        mine = (relevant[:, 0] >= start) & (relevant[:, 0] < start + _BLOCK)
+        np.maximum.at(relevance_QN, (relevant[mine, 0] - start, relevant[mine, 1]), grades[mine])
+        found += _each(name, scores_QN, relevance_QN, same[0][here][:, None] != same[1])
+    return _mean(found)
+
+
+def _mean(found: list[float]) -> float:
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _each(
+    name: str, scores_QN: np.ndarray, relevance_QN: np.ndarray, there_QN: np.ndarray | None = None
+) -> list[float]:
+    """Of each query that has a relevant candidate."""
     check(name)
     kind, _, k = name.partition("@")
     there_QN = np.ones(scores_QN.shape, bool) if there_QN is None else there_QN
     if not scores_QN.shape == relevance_QN.shape == there_QN.shape:
         raise ValueError(f"scores {scores_QN.shape}, relevance {relevance_QN.shape} and there {there_QN.shape} differ")
-    found = [
+    return [
         _one(kind, int(k) if k else None, scores[there], relevance[there])
         for scores, relevance, there in zip(scores_QN, relevance_QN, there_QN, strict=True)
         if (relevance[there] > 0).any()
     ]
-    return float(np.mean(found)) if found else float("nan")
 
 
 def _one(kind: str, k: int | None, scores_N: np.ndarray, relevance_N: np.ndarray) -> float:

@@ -71,3 +71,47 @@ def test_an_evaluation_scores_what_is_told_by_query():
     found = evaluate.evaluate(run, None, batches, Objective("x", run, run, scores=("mrr", "pearson")))
     assert found["mrr"] == pytest.approx((1 / 2 + 1 + 1) / 3)
     assert found["pearson"] == pytest.approx(np.corrcoef([1, 0, 1, 1], [0.2, 0.3, 0.5, 0.4])[0, 1])
+
+
+def groups(rng, Q: int, D: int) -> tuple[list[dict], np.ndarray]:
+    """Batches of rows of one group: a query and three documents out of nine, one of them relevant; and embeddings by
+    the text, which is one token.
+    """
+    table = rng.standard_normal((Q + 9, D)).astype(np.float32)
+    batches = []
+    for q in range(Q):
+        texts = np.array([q, *(Q + rng.choice(9, 3, replace=False))])
+        if q == 1:
+            texts[3] = 1  # the query's own text, which is no candidate of its own
+        batches.append(
+            dict(
+                example=np.array([[[0, 4 * q + i] for i in range(4)]], np.uint32),
+                segments=np.array([[1, 2, 3, 4]]), group=np.ones((1, 4), int), tokens=texts[None],
+                labels=np.array([[0, 0, 1 + q % 2, 0]], np.float32), embedding=table[texts][None],
+                prediction=np.zeros((1, 4)), scored=np.array([[False, True, True, True]]),
+            )
+        )  # fmt: skip
+    return [*batches, batches[0]], table
+
+
+@pytest.mark.parametrize("name", ["recall@2", "mrr", "mrr@3", "ndcg@4"])
+def test_over_the_whole_data_set(name, monkeypatch):
+    """Held against a loop over queries that sorts the documents, in blocks of two queries."""
+    monkeypatch.setattr(ranking, "_BLOCK", 2)
+    Q = 5
+    batches, table = groups(np.random.default_rng(0), Q, 4)
+    documents = sorted({int(t) for batch in batches for t in batch["tokens"][0, 1:]})
+    assert 1 in documents
+    want = []
+    for q in range(Q):
+        right, grade = int(batches[q]["tokens"][0, 2]), batches[q]["labels"][0, 2]
+        order = sorted((d for d in documents if d != q), key=lambda d: -float(table[q] @ table[d]))
+        place = order.index(right) + 1
+        kind, k = name.partition("@")[0], int(name.partition("@")[2] or 99)
+        best = {"recall": 1.0, "mrr": 1 / place, "ndcg": 1 / np.log2(1 + place)}[kind]
+        want.append(best if place <= k else 0.0)
+        assert grade > 0
+    keep = ("prediction", "scored", "embedding")
+    run = lambda _, batch: (Sums({"x": Term(np.float32(1), np.float32(1))}), {k: batch[k] for k in keep})
+    objective = Objective("x", run, run, scores=("mrr", f"corpus_{name}"))
+    assert evaluate.evaluate(run, None, batches, objective)[f"corpus_{name}"] == pytest.approx(np.mean(want))

@@ -291,3 +291,32 @@ def test_answers_score_as_torchmetrics_scores_them():
         theirs = squad([{"prediction_text": said, "id": "x"}], [given])
         exact, f1 = answer_score(said, answers)
         assert (100 * exact, 100 * f1) == pytest.approx((float(theirs["exact_match"]), float(theirs["f1"])), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["recall@3", "mrr@5", "ndcg@5"])
+def test_retrieval_scores_as_sentence_transformers_scores_it(name):
+    """Every query among all documents, several of them relevant."""
+    import torch
+    from sentence_transformers import util
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    from train.ranking import retrieve
+
+    rng = np.random.default_rng(0)
+    queries, documents = (rng.standard_normal((n, 6)).astype(np.float32) for n in (12, 40))
+    relevant = np.argwhere(rng.random((12, 40)) < 0.1)
+    table = {f"q{i}": x for i, x in enumerate(queries)} | {f"d{i}": x for i, x in enumerate(documents)}
+
+    class Theirs(InformationRetrievalEvaluator):
+        def embed_inputs(self, model, sentences, *args, **kwargs):
+            return torch.tensor(np.stack([table[x] for x in sentences]))
+
+    kind, _, k = name.partition("@")
+    of = {f"q{q}": {f"d{d}" for p, d in relevant if p == q} for q in range(12)}
+    theirs = Theirs(
+        {x: x for x in table if x[0] == "q"}, {x: x for x in table if x[0] == "d"}, of, mrr_at_k=[int(k)],
+        ndcg_at_k=[int(k)], precision_recall_at_k=[int(k)], score_functions={"dot": util.dot_score},
+    ).compute_all_metrics(None)["dot"]  # fmt: skip
+    same = np.arange(12), np.arange(12, 52)
+    ours = retrieve(name, queries, documents, relevant, np.ones(len(relevant), np.float32), same)
+    assert ours == pytest.approx(theirs[f"{kind}@k"][int(k)], rel=1e-6)
