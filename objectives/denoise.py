@@ -12,6 +12,7 @@ from model.heads import mlm_head
 from model.types import Backbone
 from objectives.masking import check, check_length, choose, replaced, unit_luck
 from objectives.ngrams import ngrams as listed
+from objectives.spans import ordered, permuted, stretch
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -113,30 +114,9 @@ def shuffled(key: Array, row: dict, ordinary_L: Array, share: float, window: int
     """int32 [L]: which place each place's token comes from. A share of the windows, of so many ordinary tokens (the
     last before a special token or a segment's end may be shorter), is in a random order.
     """
-    ids_L, first_L = random.tokens(row), _stretch(row, ordinary_L)
+    ids_L, first_L = random.tokens(row), stretch(row, ordinary_L)
     place_L = jnp.arange(ids_L.size)
     begin_L = place_L - (place_L - first_L) % window  # of the window
     drawn_L = random.uniform(random.fold(key, "window"), ids_L)[begin_L] < share
     luck_L = jnp.where(drawn_L, random.uniform(random.fold(key, "order"), ids_L), 0.0)
-    return _ordered(begin_L, luck_L)
-
-
-def permuted(key: Array, row: dict, ordinary_L: Array, luck_L: Array, share: float) -> Array:
-    """int32 [L]: which place each place's token comes from. In a share of the segments runs of equal luck change places
-    between special tokens, in the order of their luck.
-    """
-    drawn_S = random.uniform(random.fold(key, "segment"), random.segments(row)) < share
-    drawn_L = ops.take(drawn_S, jnp.maximum(row["segments"] - 1, 0))
-    return _ordered(_stretch(row, ordinary_L), jnp.where(drawn_L, luck_L, 0.0))
-
-
-def _ordered(group_L: Array, luck_L: Array) -> Array:
-    """Places sorted by luck within groups that lie one after another."""
-    place_L = jnp.arange(group_L.size, dtype=jnp.int32)
-    return jax.lax.sort((group_L, luck_L, place_L), num_keys=3)[2]
-
-
-def _stretch(row: dict, ordinary_L: Array) -> Array:
-    """Where the ordinary tokens that a token is among begin; another token is by itself."""
-    alone_L = ~ordinary_L | ~jnp.roll(ordinary_L, 1).at[0].set(False) | (row["positions"] == 0)
-    return jax.lax.cummax(jnp.where(alone_L, jnp.arange(ordinary_L.size), 0))
+    return ordered(begin_L, luck_L)

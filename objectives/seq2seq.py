@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import beam, ops
+from model import beam, ops, random
 from model.decoder import decoder
 from model.heads import mlm_head, present
 from model.types import Backbone
-from objectives.spans import spans
+from objectives.masking import unit_luck
+from objectives.spans import permuted, spans
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 NOISES = ("infill", "delete")
-# (key, row) -> (read [L], kept bool [L], written [L, W], kept bool [L, W]): each place's tokens in the two streams
+# (key, row) -> (read [L, R], kept bool [L, R], written [L, W], kept bool [L, W]): each place's tokens in two streams
 _Task = Callable[[Array, dict], tuple[Array, Array, Array, Array]]
 
 
@@ -59,7 +60,7 @@ def translate(
 
     def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
         second_L = row["types"] == 1
-        return row["tokens"], ~second_L, row["tokens"][:, None], second_L[:, None]
+        return row["tokens"][:, None], ~second_L[:, None], row["tokens"][:, None], second_L[:, None]
 
     return _objective(
         backbone, vocab, task, layers=layers, source_length=source_length, target_length=target_length,
@@ -120,7 +121,8 @@ def span_corruption(
         sentinel_L = (vocab.size + number_L).astype(row["tokens"].dtype)
         written_L2 = jnp.stack([sentinel_L, jnp.where(last_L, vocab.sep, row["tokens"])], 1)
         kept_L2 = jnp.stack([starts_L, noise_L | last_L], 1)
-        return jnp.where(noise_L, sentinel_L, row["tokens"]), starts_L | ~noise_L, written_L2, kept_L2
+        read_L = jnp.where(noise_L, sentinel_L, row["tokens"])
+        return read_L[:, None], (starts_L | ~noise_L)[:, None], written_L2, kept_L2
 
     def enough(L: int, S: int) -> int:
         n = _most(L, S, rate)
@@ -139,6 +141,9 @@ def bart(
     noise: str = "infill",
     rate: float = 0.3,
     span: float = 3.0,
+    empty: float = 0.0,
+    permute: float = 0.0,
+    sentence: float = 20.0,
     layers: int | None = None,
     source_length: int | None = None,
     target_length: int | None = None,
@@ -152,9 +157,12 @@ def bart(
     text, of which the encoder reads what noise has left.
 
     Args:
-      noise: "infill", each span becomes one [MASK], or "delete", nothing. Spans are `objectives.spans.spans`'; none is
-        empty, as some of BART's are.
+      noise: "infill", each span becomes one [MASK], or "delete", nothing. Spans are `objectives.spans.spans`'.
       rate, span: as of `span_corruption`; of BART's deletion span=1.
+      empty: with "infill", for each span about so many more that hold nothing: a [MASK] where no token was. Of BART's
+        lengths, Poisson's of mean 3, one in 20 is 0: empty=0.05.
+      permute: share of the texts whose sentences are read in a random order, as all of BART's are. Pieces tell no
+        sentences: runs of words, `sentence` tokens or so each, stand for them.
       the rest: see `translate`.
 
     A corrupted row and `predict` are as `translate` says; what is given to `predict` is read as it is.
@@ -163,14 +171,31 @@ def bart(
     if noise not in NOISES:
         raise ValueError(f"bart noise={noise!r} must be one of {', '.join(NOISES)}")
     _check_spans("bart", rate, span)
+    if empty < 0 or (empty and noise != "infill") or not 0 <= permute <= 1 or sentence < 1:
+        raise ValueError(
+            f"bart empty={empty}, permute={permute}, sentence={sentence} with noise={noise!r}: expected a number of "
+            "empty spans for each span of infill, a share of the texts, and a mean length in tokens of at least 1"
+        )
+    ordinary_V, starts_V = ~np.isin(np.arange(vocab.size), vocab.special), np.asarray(vocab.word_starts)
 
     def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
         _check_length("bart", row["tokens"].shape[0], rate, span)
-        noise_L = _noise(key, row, rate, span)
-        read_L = jnp.where(noise_L, vocab.mask, row["tokens"]).astype(row["tokens"].dtype)
+        tokens_L, noise_L = row["tokens"], _noise(key, row, rate, span)
+        written_L = jnp.where(_last(row), vocab.sep, tokens_L)
+        if permute:
+            own = random.fold(key, "permute")
+            ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (row["segments"] > 0)
+            luck_L = unit_luck(own, row, ordinary_L, jnp.asarray(starts_V), "span", sentence, None)
+            tokens_L = ops.take(tokens_L, permuted(own, row, ordinary_L, luck_L, permute))
+        read_L = jnp.where(noise_L, vocab.mask, tokens_L)
         kept_L = ~noise_L | _starts(row, noise_L) if noise == "infill" else ~noise_L
-        written_L = jnp.where(_last(row), vocab.sep, row["tokens"])
-        return read_L, kept_L, written_L[:, None], (row["positions"] > 0)[:, None]
+        read_L1, kept_L1 = read_L[:, None].astype(tokens_L.dtype), kept_L[:, None]
+        if empty:  # before any token but a segment's first, and not next to a span
+            luck_L = random.uniform(random.fold(key, "empty"), random.tokens(row))
+            here_L = (luck_L < empty * rate / span) & (row["positions"] > 0) & ~noise_L
+            read_L1 = jnp.concatenate([jnp.full_like(read_L1, vocab.mask), read_L1], 1)
+            kept_L1 = jnp.concatenate([here_L[:, None], kept_L1], 1)
+        return read_L1, kept_L1, written_L[:, None], (row["positions"] > 0)[:, None]
 
     return _objective(
         backbone, vocab, task, layers=layers, source_length=source_length, target_length=target_length,
@@ -243,8 +268,8 @@ def _objective(
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         L, S = row["tokens"].shape[0], row["example"].shape[0]
-        read_L, kept_L, written_LW, kept_LW = task(key, row)
-        source, lost = _stream(row, read_L[:, None], kept_L[:, None], min(source_length or L, L))
+        read_LR, kept_LR, written_LW, kept_LW = task(key, row)
+        source, lost = _stream(row, read_LR, kept_LR, min(source_length or L, L))
         there_S = (source["segments"][None] == jnp.arange(1, S + 1)[:, None]).any(-1)  # of others nothing is read
         read_LW = kept_LW & ops.take(there_S, jnp.maximum(row["segments"] - 1, 0))[:, None]
         target, surplus = _stream(row, written_LW, read_LW, min(target_length or enough(L, S), L))

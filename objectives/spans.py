@@ -1,5 +1,6 @@
-"""Spans of noise: exactly so many tokens of each segment, in exactly so many runs."""
+"""Spans: of noise, exactly so many tokens of each segment in exactly so many runs; and spans out of order."""
 
+import jax
 import jax.numpy as jnp
 
 from model import ops, random
@@ -46,3 +47,24 @@ def spans(key: Array, row: dict, free_L: Array, *, rate: float, span: float) -> 
     other_L = free_L & (order_L < m_L - n_L)
     stays_L = (same_LL & other_L[:, None] & (place_L[:, None] == order_L[None])).any(0)
     return free_L & ~stays_L
+
+
+def permuted(key: Array, row: dict, ordinary_L: Array, luck_L: Array, share: float) -> Array:
+    """int32 [L]: which place each place's token comes from. In a share of the segments runs of equal luck change places
+    between special tokens, in the order of their luck.
+    """
+    drawn_S = random.uniform(random.fold(key, "segment"), random.segments(row)) < share
+    drawn_L = ops.take(drawn_S, jnp.maximum(row["segments"] - 1, 0))
+    return ordered(stretch(row, ordinary_L), jnp.where(drawn_L, luck_L, 0.0))
+
+
+def ordered(group_L: Array, luck_L: Array) -> Array:
+    """Places sorted by luck within groups that lie one after another."""
+    place_L = jnp.arange(group_L.size, dtype=jnp.int32)
+    return jax.lax.sort((group_L, luck_L, place_L), num_keys=3)[2]
+
+
+def stretch(row: dict, ordinary_L: Array) -> Array:
+    """Where the ordinary tokens that a token is among begin; another token is by itself."""
+    alone_L = ~ordinary_L | ~jnp.roll(ordinary_L, 1).at[0].set(False) | (row["positions"] == 0)
+    return jax.lax.cummax(jnp.where(alone_L, jnp.arange(ordinary_L.size), 0))

@@ -74,7 +74,9 @@ CASES = {
     "translate": Case(partial(translate, smoothing=0.1), BERT),
     "translate-modern": Case(partial(translate, tied=False, layers=1), MODERN | dict(relative="bias")),
     "span-corruption": Case(partial(span_corruption, rate=0.3, sentinels=8), MODERN | dict(V=V + 8)),
-    "infilling": Case(partial(seq2seq.bart, span=2.0), BERT | dict(embed_width=8)),
+    "infilling": Case(
+        partial(seq2seq.bart, span=2.0, empty=0.5, permute=0.5, sentence=4.0), BERT | dict(embed_width=8)
+    ),
     "hybrid": Case(partial(hybrid, unit="word"), BERT),
     "denoise": Case(partial(denoise, shuffle=0.5, permute=0.5), MODERN),
     "data2vec": Case(partial(data2vec, top=2, rate=0.3)),

@@ -164,6 +164,30 @@ def test_denoising_writes_the_whole_text(bb, vocab, noise):
     assert (masks > 0) == (noise == "infill")
 
 
+def test_spans_of_nothing_and_sentences_out_of_order(bb, vocab):
+    """What is read has the text's tokens, some hidden, in runs that changed places; more masks than spans."""
+    rows = pack(LAYOUT, 48, 3)
+    made = lambda **how: corrupt(bart(bb, vocab, rate=0.2, span=1.0, **how), rows)["seq2seq"]
+    plain = {tuple(text): read for text, read, _ in documents(rows, made())}
+    more = moved = 0
+    for text, read, written in documents(rows, made(empty=2.0)):
+        assert written == text[1:]
+        assert [t for t in read if t != MASK] == [t for t in plain[tuple(text)] if t != MASK]
+        assert read[0] == text[0] and read[-1] == text[-1]
+        more += read.count(MASK) - plain[tuple(text)].count(MASK)
+    total = sum(read.count(MASK) for read in plain.values())
+    assert total < more < 3 * total, "about two for each span, of the tokens that are in none"
+    for text, read, written in documents(rows, made(permute=1.0, sentence=3.0)):
+        assert written == text[1:] and len(read) == len(text) and read[0] == text[0] and read[-1] == text[-1]
+        rest = list(text)
+        for token in read:
+            if token != MASK:
+                rest.remove(token)
+        assert len(rest) == plain[tuple(text)].count(MASK)
+        moved += [t for t in read if t != MASK] != [t for t, p in zip(text, read, strict=True) if p != MASK]
+    assert moved > 5
+
+
 def sums(objective, bb, params, batch):
     found = objective.loss(params, partial(bb.encode, params["backbone"]), batch, None, jnp.int32(0))
     return {k: float(x) for k, x in types.report(found).items()}
@@ -239,6 +263,8 @@ ERRORS = [
         "rows of 48 tokens have 5 in spans",
     ),
     (lambda bb, v: bart(bb, v, span=0.5), "bart span=0.5 is a mean length"),
+    (lambda bb, v: bart(bb, v, noise="delete", empty=0.1), "empty=0.1, permute=0.0, .* with noise='delete'"),
+    (lambda bb, v: bart(bb, v, permute=1.5), "permute=1.5, sentence=20.0 with"),
     (lambda bb, v: bart(bb, v, noise="rotate"), "noise='rotate' must be one of infill, delete"),
     (
         lambda bb, v: corrupt(span_corruption(bb, v, rate=0.5, span=1.0, sentinels=8), pack([[0, 1]], 48, 2)),
