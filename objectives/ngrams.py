@@ -38,9 +38,11 @@ def ngrams(listed: str | Sequence[Sequence[int]], size: int) -> Ngrams:
     that is none.
     """
     if isinstance(listed, str):
-        listed = [
-            [int(word) for word in line.split()] for line in Path(listed).read_text().splitlines() if line.strip()
-        ]
+        if not (file := Path(listed)).is_file():
+            raise ValueError(
+                f"there is no file {file} of n-grams; expected one with ids parted by spaces, an n-gram a line"
+            )
+        listed = [[int(word) for word in line.split()] for line in file.read_text().splitlines() if line.strip()]
     children: list[dict[int, int]] = [{}]
     ends = set()
     for ngram in listed:
