@@ -277,6 +277,69 @@ def test_a_discriminator_s_loss_is_transformers(vocab, tmp_path):
     assert float(ours["rtd_accuracy"]) == pytest.approx(right, rel=1e-5)
 
 
+def test_finetuning_takes_the_steps_that_torch_takes(vocab, tmp_path):
+    """Losses, gradient norms and params of several steps: AdamW with decay, clipping, a schedule with warmup."""
+    from functools import partial
+
+    import jax.numpy as jnp
+    import torch
+    import transformers
+    from test_weights import rows as laid_out
+
+    from model import random
+    from objectives import types
+    from objectives.classify import classify
+    from train import optimizer, schedule
+    from train import step as training
+    from train.state import TrainState
+
+    steps, peak, decay = 8, 1e-2, 0.1
+    made = peers.model("Bert", "ForSequenceClassification", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    made.save_pretrained(tmp_path)
+    found = weights.read(tmp_path)
+    bb, objective = backbone(found.config), classify(backbone(found.config), vocab, classes=2, dropout=0.0)
+    given = [peers.inputs("Bert", seed) for seed in range(steps)]
+    labels = np.random.default_rng(0).integers(0, 2, (steps, len(peers.LENGTHS)))
+
+    plain = {p for p in made.parameters() if p.ndim == 1}
+    theirs = torch.optim.AdamW(
+        [dict(params=[p for p in made.parameters() if (p in plain) == bare], weight_decay=0.0 if bare else decay)
+         for bare in (True, False)], lr=peak,
+    )  # fmt: skip
+    falling = transformers.get_linear_schedule_with_warmup(theirs, 2, steps)
+    wanted = []
+    for feed, label in zip(given, labels, strict=True):
+        loss = made(
+            torch.tensor(feed["tokens"]), torch.tensor(feed["there"]).long(), torch.tensor(feed["types"]),
+            labels=torch.tensor(label),
+        ).loss  # fmt: skip
+        theirs.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+        theirs.step()
+        falling.step()
+        wanted.append((float(loss.detach()), float(norm)))
+
+    axes = training.axes(bb, objective)
+    ours = optimizer.adamw(axes, schedule.linear(steps, peak=peak, warmup=2), weight_decay=decay)
+    learned = jax.tree.map(lambda _: True, found.params)
+    update = jax.jit(partial(training.step, backbone=bb, objective=objective, optimizer=ours, learned=learned))
+    state = TrainState(jnp.int32(0), found.params, ours.init(found.params))
+    got = []
+    with jax.default_matmul_precision("highest"):
+        for feed, label in zip(given, labels, strict=True):
+            batch, _, _ = laid_out(feed, packed=False)
+            state, sums = update(state, batch | {"labels": label[:, None]}, random.key(0))
+            told = types.report(sums)
+            got.append((float(told["loss"]), float(told["gradient_norm"])))
+    assert max(norm for _, norm in wanted) > 1  # some are clipped
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)
+    trained = dict(weights.tensors(state.params, found.config, "bert"))
+    for name, p in made.named_parameters():
+        if not name.endswith("key.bias"):  # no loss depends on it, and Adam makes steps of the rounding
+            np.testing.assert_allclose(trained[name], p.detach().numpy(), atol=1e-4, err_msg=name)
+
+
 def test_answers_score_as_torchmetrics_scores_them():
     from torchmetrics.functional.text import squad
 
