@@ -74,6 +74,6 @@ def _sides(distance: np.ndarray, buckets: int, furthest: int) -> np.ndarray:
     """DeBERTa's: `buckets` for either sign; of these half are a distance each, half are steps of its logarithm."""
     exact = buckets // 2
     far = np.maximum(abs(distance), exact - 1)
-    steps = np.log(far.astype(np.float32) / np.float32(exact)) / np.log((furthest - 1) / exact) * (exact - 1)
+    steps = np.log(far / exact) / np.log((furthest - 1) / exact) * (exact - 1)
     by_log = np.sign(distance) * (np.ceil(steps) + exact)
     return np.clip(np.where(abs(distance) <= exact, distance, by_log) + buckets, 0, 2 * buckets - 1).astype(np.int64)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from model.config import BackboneConfig
 from model.published.families import ACTIVATIONS, FAMILIES, Family
@@ -10,6 +10,10 @@ from model.published.families import ACTIVATIONS, FAMILIES, Family
 # fields of ours that no family's architecture is told by
 _FREE = ("dtype", "param_dtype", "scan", "remat", "residual_init", "dropout", "attention_dropout", "init_std")
 _NEEDED = ("V", "layers", "D", "heads", "F")
+# Python's types of a field; JSON has whole numbers for some that are none
+_KINDS: dict[str, Any] = {
+    field: kind | int if kind is float else kind for field, kind in get_type_hints(BackboneConfig).items()
+}
 # fields that say nothing while another has some value
 _IDLE: dict[str, Callable[[BackboneConfig], bool]] = {
     "window": lambda cfg: "local" not in cfg.pattern,
@@ -23,7 +27,9 @@ _IDLE: dict[str, Callable[[BackboneConfig], bool]] = {
 
 def family_of(theirs: Mapping[str, Any]) -> Family:
     """The family of a config.json. Raises ValueError for one that is not among them."""
-    if (kind := theirs.get("model_type")) not in FAMILIES:
+    if not isinstance(theirs, Mapping):
+        raise ValueError(f"config.json is a {type(theirs).__name__}; expected an object with model_type and sizes")
+    if not isinstance(kind := theirs.get("model_type"), str) or kind not in FAMILIES:
         raise ValueError(f"model_type {kind!r}; known are {', '.join(FAMILIES)}")
     return FAMILIES[kind]
 
@@ -37,11 +43,14 @@ def config_of(theirs: Mapping[str, Any], **changes: Any) -> BackboneConfig:
         if theirs.get(key) is not None and theirs[key] not in several:
             raise ValueError(f"config.json has {key}={theirs[key]!r}, which is not built here; expected {several[0]!r}")
     for key, least in family.least.items():
-        if theirs.get(key, least) < least:
-            raise ValueError(f"config.json has {key}={theirs[key]}; a {family.title} has at least {least}")
+        if not isinstance(value := theirs.get(key, least), int) or value < least:
+            raise ValueError(f"config.json has {key}={value!r}; a {family.title} has at least {least}")
     ours = {field: theirs[key] for key, field in family.fields.items() if theirs.get(key) is not None}
     if missing := [key for key, field in family.fields.items() if field in _NEEDED and field not in ours]:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
+    for key, field in family.fields.items():
+        if field in ours and (not isinstance(ours[field], _KINDS[field]) or isinstance(ours[field], bool)):
+            raise ValueError(f"config.json has {key}={ours[field]!r}, of another kind than a {family.title}'s")
     if "mlp" in ours:
         if ours["mlp"] not in ACTIVATIONS:
             raise ValueError(f"config.json has the activation {ours['mlp']!r}; known are {', '.join(ACTIVATIONS)}")

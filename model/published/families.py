@@ -288,7 +288,7 @@ ALBERT = Family(
         "embedding_size": 128,
         "num_hidden_groups": 1,
     },
-    least=_TYPES,
+    least=_TYPES | {"num_hidden_groups": 1},
     table={
         "embed/tokens": "embeddings.word_embeddings",
         "embed/positions": "embeddings.position_embeddings",
@@ -329,13 +329,18 @@ def _modern(theirs: dict, ours: dict) -> dict:
     """Layer kinds and RoPE's bases, as transformers 5 writes them or as 4 did."""
     kinds = {"full_attention": "global", "sliding_attention": "local"}
     if "layer_types" in theirs:
-        if unknown := sorted(set(theirs["layer_types"]) - kinds.keys()):
+        if unknown := sorted(set(map(str, theirs["layer_types"])) - kinds.keys()):
             raise ValueError(f"config.json has layer_types {', '.join(unknown)}; known are {', '.join(kinds)}")
         pattern = tuple(kinds[kind] for kind in theirs["layer_types"])
+        if len(pattern) != ours["layers"]:
+            raise ValueError(f"config.json has {len(pattern)} layer_types for {ours['layers']} layers")
     else:
         every = theirs.get("global_attn_every_n_layers", 3)
         pattern = tuple("local" if i % every else "global" for i in range(ours["layers"]))
     told = theirs.get("rope_parameters") or {}
+    if told.keys() - kinds.keys() or theirs.get("rope_scaling"):
+        more = told if told.keys() - kinds.keys() else theirs["rope_scaling"]
+        raise ValueError(f"config.json has the RoPE of {more}; known is a rope_theta each of {', '.join(kinds)}")
     rope = {kind: told.get(kind) or {} for kind in kinds}
     if any(one.get("rope_type", "default") != "default" for one in rope.values()):
         raise ValueError(f"rope_parameters={told}: expected rope_type default")
@@ -389,6 +394,7 @@ MODERNBERT = Family(
         "hidden_activation": "gelu", "norm_bias": False, "attention_bias": False, "mlp_bias": False,
         "decoder_bias": True, "classifier_bias": False, "classifier_activation": "gelu",
     },
+    least={"global_attn_every_n_layers": 1},
     defaults={"norm_eps": 1e-5, "mlp_dropout": 0.0, "attention_dropout": 0.0, "max_position_embeddings": 8192},
     table={
         "embed/tokens": "embeddings.tok_embeddings",
@@ -520,7 +526,7 @@ _T5_NAMES = {ours: theirs for theirs, ours in _T5_MLPS.items()}
 
 def _t5(theirs: dict, ours: dict) -> dict:
     mlp = theirs.get("feed_forward_proj", "relu")
-    if mlp not in _T5_MLPS:
+    if not isinstance(mlp, str) or mlp not in _T5_MLPS:
         raise ValueError(f"feed_forward_proj={mlp!r}: expected one of {', '.join(_T5_MLPS)}")
     return dict(
         mlp=_T5_MLPS[mlp],

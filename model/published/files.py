@@ -1,6 +1,7 @@
 """The tensors of a folder in Hugging Face's layout, by name, read one at a time."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,7 @@ def _files(source: Path) -> list[Path]:
             return [whole]
         if index.is_file():
             told = json_of(index)
-            if not isinstance(told, dict) or "weight_map" not in told:
+            if not isinstance(told, dict) or not isinstance(told.get("weight_map"), dict):
                 raise ValueError(f"{index} has no weight_map, which tells the shards")
             parts = sorted(set(told["weight_map"].values()))
             if missing := [part for part in parts if not (folder / part).is_file()]:
@@ -89,10 +90,12 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     except ImportError:
         raise ValueError(f"{file} is read by torch, which is not installed: install it, or take safetensors") from None
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a file cut short raises whatever its bytes lead to
         raise ValueError(f"{file} holds more than tensors, or is cut short ({type(error).__name__}: {error})") from None
-    if not isinstance(loaded, dict) or not all(isinstance(x, torch.Tensor) for x in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(k, str) and isinstance(x, torch.Tensor) for k, x in loaded.items()
+    ):
         raise ValueError(f"{file} holds something else than tensors by name: save the model's state_dict() alone")
     return {
         name: Tensor(tuple(x.shape), _OF_TORCH.get(str(x.dtype), str(x.dtype)), partial(_of_torch, x.detach()))

@@ -22,7 +22,7 @@ from model.backbone import backbone
 from model.config import BackboneConfig
 from model.published import files
 from model.published.architecture import config_json, config_of, family_of, first_kind
-from model.published.families import FAMILIES, Family, Head
+from model.published.families import FAMILIES, Family, Head, Table
 from model.published.files import DTYPES, Tensor
 from model.published.tables import Line, flat, lines, to_ours, to_theirs
 from model.types import Params
@@ -114,7 +114,9 @@ class _File:
         self.names = {}  # the tables' -> the file's
         for name in tensors:
             suffix = next((old for old in _RENAMED if name.endswith(old)), "")
-            self.names[bare + name.removesuffix(suffix) + _RENAMED.get(suffix, "")] = name
+            ours = bare + name.removesuffix(suffix) + _RENAMED.get(suffix, "")
+            if (other := self.names.setdefault(ours, name)) != name:
+                raise ValueError(f"the file has {other} and {name}, two names of one tensor: leave one out by --ignore")
 
     def of(self, name: str) -> Tensor:
         return self.tensors[self.names[name]]
@@ -146,6 +148,7 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, theirs: Mapping[str
     missing = [name for line in made for name in flat(line.names) if name not in file.names]
     left = file.names.keys() - {name for line in made for name in flat(line.names)}
     may_repeat = dict(family.repeated)
+    dead = {family.prefix + one for one in family.unused}
     found: dict[str, Head] = {}
     # the architecture's own head first: another may have tensors of the same names
     for key, head in sorted(family.heads.items(), key=lambda item: architecture != family.title + item[1].architecture):
@@ -154,7 +157,9 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, theirs: Mapping[str
         out = f"{head.table.get('out')}.weight"
         outputs = file.of(out).shape[0] if out in file.names else 1
         wanted = head_leaves(head, key, cfg, outputs, tied=not untied)
-        of_head = lines(head.table, wanted, key, "", layers)
+        twin = _second_bias(head) if untied else None
+        split = twin in file.names
+        of_head = lines(_untied(head) if split else head.table, wanted, key, "", layers)
         names = [name for line in of_head for name in flat(line.names)]
         if absent := [name for name in names if name not in left]:
             # a bare encoder may say that it was part of more
@@ -166,8 +171,13 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, theirs: Mapping[str
         made += of_head
         found[key] = head._replace(options={**head.options, **_told(head, theirs)})
         may_repeat |= {name: path for name, path in head.repeated.items() if not (untied and path == _TOKENS)}
+        if split and (bias := f"{head.table['']}.bias") in left:
+            if file.equal(bias, twin):
+                may_repeat[bias] = head.repeated[twin]
+            else:
+                dead.add(bias)
     repeated = {name: path for name, path in may_repeat.items() if name in left}
-    unused = sorted(name for name in left if name in {family.prefix + one for one in family.unused})
+    unused = sorted(name for name in left if name in dead)
     faults = [f"missing: {name}" for name in sorted(set(missing))]
     faults += [f"not known: {file.names[n]} {file.of(n).shape}" for n in sorted(left - repeated.keys() - set(unused))]
     for line in made:
@@ -189,6 +199,16 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, theirs: Mapping[str
             + "\n  ".join(faults) + f"\nthe file holds:\n  {held}"
         )  # fmt: skip
     return _Match(leaves, made, found, repeated, [file.names[name] for name in unused])
+
+
+def _second_bias(head: Head) -> str | None:
+    """The name of an output's bias that has two: transformers adds this one where the output is not tied."""
+    return next((name for name, path in head.repeated.items() if path.endswith("/bias")), None)
+
+
+def _untied(head: Head) -> Table:
+    """The table of a head whose output is a matrix of its own."""
+    return head.table if _second_bias(head) is None else {**head.table, "": head.table["decoder"]}
 
 
 def _told(head: Head, theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,8 +272,13 @@ def tensors(params: Params, cfg: BackboneConfig, kind: str) -> Iterator[tuple[st
     for key in params:
         leaves = _leaves({key: params[key]})
         table, prefix = (family.table, family.prefix) if key == "backbone" else (family.heads[key].table, "")
-        for line in lines(table, leaves, key, prefix, cfg.layers // cfg.share):
+        untied = f"{key}/decoder" in leaves
+        for line in lines(
+            _untied(family.heads[key]) if untied else table, leaves, key, prefix, cfg.layers // cfg.share
+        ):
             yield from zip(flat(line.names), to_theirs(line, leaves, cfg), strict=True)
+        if untied and _second_bias(family.heads[key]):  # which is there, and is not read
+            yield f"{table['']}.bias", leaves[f"{key}/bias"]
 
 
 def write(
@@ -333,8 +358,12 @@ def _as_it_was(params: Params, cfg: BackboneConfig, kind: str, record: Mapping) 
 
     leaves = _leaves(params)
     of_ours = {name: leaves[path] for name, path in record["repeated"].items()}
+    held = record["dtypes"].keys() - record["unused"].keys()
     for ours, x in itertools.chain(tensors(params, cfg, kind), of_ours.items()):
         name = record["names"].get(ours, ours)
+        if name not in held:  # of an untied output's two biases one may not be there, or not be read
+            continue
+        held.remove(name)
         yield name, np.asarray(x).astype(DTYPES[record["dtypes"][name]])
     for name, values in record["unused"].items():
         yield name, np.array(values, DTYPES[record["dtypes"][name]])
@@ -353,17 +382,29 @@ def _config(params: Params, cfg: BackboneConfig, kind: str) -> dict[str, Any]:
     """config.json of a params tree."""
     family = FAMILIES[kind]
     keys = [key for key in params if key != "backbone" and key in family.heads]
-    classes = [family.heads[key].architecture for key in keys]
-    told = [c for c in classes if c != "Model"] or [family.bare]
-    if len(told) > 1 and set(told) != {"ForMaskedLM", "ForPreTraining"}:
-        raise ValueError(f"no model of {kind} has the heads {', '.join(keys)} at once; export one of them")
-    of = "ForPreTraining" if len(told) > 1 else told[0]
-    out = {"architectures": [family.title + of], "tie_word_embeddings": "decoder" not in params.get("mlm", {})}
+    out = {
+        "architectures": [family.title + _architecture(keys, kind)],
+        "tie_word_embeddings": "decoder" not in params.get("mlm", {}),
+    }
     for key in keys:
         if family.heads[key].architecture in ("ForSequenceClassification", "ForTokenClassification"):
             labels = {str(i): f"LABEL_{i}" for i in range(params[key]["out"]["bias"].size)}
             out |= {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
     return config_json(cfg, kind) | out
+
+
+def _architecture(keys: list[str], kind: str) -> str:
+    """What a model with these heads is called, after the family's name."""
+    family = FAMILIES[kind]
+    if not (named := [key for key in keys if family.heads[key].of != "pooler"]):
+        return family.bare
+    if set(keys) in ({"mlm", "nsp"}, {"mlm", "sop"}):
+        return "ForPreTraining"
+    if keys == ["nsp"]:
+        return "ForNextSentencePrediction"
+    if len(keys) > 1 or named == ["sop"]:
+        raise ValueError(f"no model of {kind} has {', '.join(keys)} and no other head; export others by --heads")
+    return family.heads[named[0]].architecture
 
 
 def _save(folder: Path, named: Callable[[], Iterator[tuple[str, np.ndarray]]], most: int) -> None:

@@ -23,7 +23,7 @@ HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "
 PEERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "Bert": (COMMON, ("ForPreTraining", "Model", *HEADS)),
     "Roberta": (OFFSET | dict(type_vocab_size=1), ("Model", *HEADS)),
-    "XLMRoberta": (OFFSET | dict(type_vocab_size=1), HEADS[:1]),
+    "XLMRoberta": (OFFSET | dict(type_vocab_size=1), ("Model", *HEADS)),
     "DistilBert": (
         dict(vocab_size=V, dim=8, n_heads=2, n_layers=2, hidden_dim=12, max_position_embeddings=32),
         ("Model", *HEADS),
@@ -55,7 +55,6 @@ PEERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }  # fmt: skip
 # what of a family only some models have, in one of its cases
 ALSO: dict[tuple[str, str], dict[str, Any]] = {("DebertaV2", "ForMaskedLM"): dict(conv_kernel_size=3, conv_act="gelu")}
-PLAIN_T5 = dict(PEERS["T5"][0], feed_forward_proj="relu")
 _TIED = (
     "lm_head.decoder.weight", "lm_head.decoder.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
     "vocab_projector.weight", "generator_lm_head.weight", "decoder.weight", "predictions.decoder.weight",

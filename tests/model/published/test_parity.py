@@ -9,7 +9,7 @@ import numpy as np
 import peers
 import pytest
 from safetensors.numpy import load_file
-from test_weights import KINDS, agree
+from test_weights import KINDS, agree, same_files
 
 from model.backbone import backbone
 from model.config import BackboneConfig
@@ -49,6 +49,38 @@ def test_transformers_reads_what_we_write(title, head, tmp_path):
             np.testing.assert_allclose(got[name], want[name], atol=1e-5, rtol=1e-5, err_msg=name)
 
 
+VARIANTS = [
+    *((title, "ForMaskedLM", dict(tie_word_embeddings=False)) for title in
+      ("Bert", "Roberta", "DistilBert", "Electra", "ModernBert", "Albert", "DebertaV2", "MPNet")),
+    ("T5", "EncoderModel", dict(feed_forward_proj="relu")),
+    ("DebertaV2", "Model", dict(position_biased_input=True, type_vocab_size=2, max_relative_positions=12)),
+    ("DebertaV2", "Model", dict(max_position_embeddings=24)),
+    ("Bert", "ForNextSentencePrediction", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("title, head, changes", VARIANTS)
+def test_variants_of_a_family(title, head, changes, tmp_path):
+    """Read as transformers writes it, written back to the bit, and written as one of ours for transformers to read."""
+    import transformers
+
+    peers.write(tmp_path / "theirs", title, head, **changes)
+    found, given = weights.read(tmp_path / "theirs"), peers.inputs(title)
+    wanted = load_file(tmp_path / "theirs" / "expected.safetensors")
+    agree(found, title, head, given, wanted, packed=False, gradients=False)
+    weights.write(tmp_path / "back", found.params, found.config, record=found.record)
+    same_files(tmp_path / "theirs", tmp_path / "back")
+    ids = {k: v for k, v in found.record["config"].items() if k.endswith("_token_id")}
+    weights.write(tmp_path / "ours", found.params, found.config, KINDS[title], extra=ids)
+    read, info = getattr(transformers, title + head).from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    got = peers.answer(read.eval(), title, head, given)
+    for name in wanted.keys() & {"hidden", "logits"}:
+        np.testing.assert_allclose(got[name], wanted[name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_config_json_lacks_means_what_it_means_there(kind):
     """A config.json of the sizes alone, and one with every default of theirs written out."""
@@ -63,6 +95,27 @@ def test_what_config_json_lacks_means_what_it_means_there(kind):
         told = {}
     few = {key: theirs[key] for key in ("model_type", *needed)}
     assert config_of(few | told) == config_of(theirs | told)
+
+
+@pytest.mark.parametrize("buckets", [4, 8, 32, 64, 256])
+@pytest.mark.parametrize("furthest", [12, 20, 128, 130, 512, 1000])
+def test_buckets_of_distances_are_transformers(buckets, furthest):
+    """Of every distance, since a logarithm's rounding moves one to its neighbour."""
+    import torch
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    from model import relative
+
+    distance = np.arange(1 - furthest, furthest)
+    given = torch.tensor(distance)
+    if furthest - 1 > buckets // 2:
+        wanted = make_log_bucket_position(given, buckets, furthest).long() + buckets
+        np.testing.assert_array_equal(relative._sides(distance, buckets, furthest), wanted)
+    for both, of in ((True, relative._halves), (False, relative._past)):
+        if furthest > buckets // 2:
+            wanted = T5Attention._relative_position_bucket(-given, both, buckets, furthest)
+            np.testing.assert_array_equal(of(distance, buckets, furthest), wanted)
 
 
 @pytest.mark.parametrize("title", ["Bert", "ModernBert", "DebertaV2"])

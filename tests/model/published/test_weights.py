@@ -1,6 +1,7 @@
 """Published checkpoints: what `peers.py` wrote down of transformers' models, and the way there and back."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from model.published import architecture, weights
 from model.published.families import FAMILIES
 
 BERT = peers.GOLDEN / "bert-forpretraining"
+_KEYS = re.compile(r"\.(key|k_lin|k)\.bias$")
 KINDS = {family.title: kind for kind, family in FAMILIES.items()}
 
 
@@ -119,7 +121,8 @@ def agree(
     assert grads.keys() <= ours.keys(), grads.keys() - ours.keys()
     for name, x in ours.items():
         want = grads.get(name, np.zeros_like(x))  # what no loss reads has none
-        close(x, want, rtol=1e-4, atol=1e-5 * size, err_msg=name)
+        # those of the biases of keys are nought, but for rounding
+        close(x, want, atol=1e-5 * size if _KEYS.search(name) else 3e-5 * np.abs(want).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("title, head", peers.CASES)
@@ -180,6 +183,7 @@ def changed(tmp_path: Path, change, config=None) -> Path:
 
 
 KEY = "bert.encoder.layer.1.attention.self.key.weight"
+NORM = "bert.embeddings.LayerNorm.weight"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +198,12 @@ KEY = "bert.encoder.layer.1.attention.self.key.weight"
         (lambda x: None, dict(model_type="gpt2"), "model_type 'gpt2'; known are bert, roberta"),
         (lambda x: None, dict(is_decoder=True), "is_decoder=True, which is not built here; expected False"),
         (lambda x: None, dict(hidden_act="mish"), "activation 'mish'; known are gelu"),
+        (lambda x: None, dict(hidden_act=["gelu"]), r"hidden_act=\['gelu'\], of another kind"),
+        (lambda x: None, dict(hidden_size="8"), "hidden_size='8', of another kind than a Bert's"),
+        (lambda x: None, dict(num_hidden_layers=2.0), "num_hidden_layers=2.0, of another kind"),
+        (lambda x: None, dict(type_vocab_size="2"), "type_vocab_size='2'; a Bert has at least 1"),
+        (lambda x: None, dict(model_type=["bert"]), r"model_type \['bert'\]; known are bert"),
+        (lambda x: x.update({NORM.replace("weight", "gamma"): x[NORM] + 1}), {}, "two names of one tensor"),
         (lambda x: None, dict(hidden_size=None), "config.json lacks hidden_size"),
     ],
 )
@@ -424,7 +434,7 @@ def test_what_no_family_has(tmp_path):
     found = weights.read(BERT)
     with pytest.raises(ValueError, match=r"bert has no head bag; it has mlm, nsp"):
         weights.write(tmp_path / "a", found.params | {"bag": {}}, found.config)
-    with pytest.raises(ValueError, match=r"no model of bert has the heads .*, answer at once"):
+    with pytest.raises(ValueError, match=r"no model of bert has .*, answer and no other head"):
         span = {"out": {"kernel": np.zeros((8, 2)), "bias": np.zeros(2)}}
         weights.write(tmp_path / "a", found.params | {"answer": span}, found.config)
     assert not list(tmp_path.iterdir())
