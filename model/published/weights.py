@@ -111,7 +111,7 @@ class _File:
         embedding = family.table["embed/tokens"]
         bare = family.prefix if f"{embedding}.weight" in tensors else ""  # a bare encoder's names lack its prefix
         self.bare = bool(bare)
-        self.names = {}  # the tables' -> the file's
+        self.names: dict[str, str] = {}  # the tables' -> the file's
         for name in tensors:
             suffix = next((old for old in _RENAMED if name.endswith(old)), "")
             ours = bare + name.removesuffix(suffix) + _RENAMED.get(suffix, "")
@@ -157,7 +157,7 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, theirs: Mapping[str
         out = f"{head.table.get('out')}.weight"
         outputs = file.of(out).shape[0] if out in file.names else 1
         wanted = head_leaves(head, key, cfg, outputs, tied=not untied)
-        twin = _second_bias(head) if untied else None
+        twin = _second_bias(head) if untied else ""
         split = twin in file.names
         of_head = lines(_untied(head) if split else head.table, wanted, key, "", layers)
         names = [name for line in of_head for name in flat(line.names)]
@@ -201,14 +201,14 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, theirs: Mapping[str
     return _Match(leaves, made, found, repeated, [file.names[name] for name in unused])
 
 
-def _second_bias(head: Head) -> str | None:
-    """The name of an output's bias that has two: transformers adds this one where the output is not tied."""
-    return next((name for name, path in head.repeated.items() if path.endswith("/bias")), None)
+def _second_bias(head: Head) -> str:
+    """The second name of an output's bias, if it has two: transformers adds this one where the output is not tied."""
+    return next((name for name, path in head.repeated.items() if path.endswith("/bias")), "")
 
 
 def _untied(head: Head) -> Table:
     """The table of a head whose output is a matrix of its own."""
-    return head.table if _second_bias(head) is None else {**head.table, "": head.table["decoder"]}
+    return {**head.table, "": head.table["decoder"]} if _second_bias(head) else head.table
 
 
 def _told(head: Head, theirs: Mapping[str, Any]) -> dict[str, Any]:
