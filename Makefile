@@ -13,7 +13,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 help:
 	@echo "make demo      pretrain, carry and finetune on real reviews (about 10 minutes on two cores)"
-	@echo "make test      the tests (make test-all: the whole product of objectives and layouts)"
+	@echo "make test      the tests (make test-all: the whole product of objectives and layouts, and parity)"
 	@echo "make parity    published checkpoints against transformers on torch, which it installs"
 	@echo "make check     format, lint and types"
 	@echo "make bench     time the training step"
@@ -45,6 +45,7 @@ test: $(STAMP)
 	$(PYTEST) -m "not product"
 
 test-all: $(STAMP)
+	@$(call install,$(EXTRAS)$(comma)parity)
 	$(PYTEST)
 
 # published checkpoints against torch's own libraries, which this installs

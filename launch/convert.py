@@ -35,6 +35,7 @@ def import_(
     Raises ValueError for what `model.published.weights.read` refuses, where `out` has such a stage already, and for a
     tokenizer that is not the one it keeps.
     """
+    import jax
     import jax.numpy as jnp
 
     from model.published import weights
@@ -48,16 +49,20 @@ def import_(
     folder = out / _STAGE / "checkpoints"
     if checkpoint.steps_in(folder):
         raise ValueError(f"{folder} holds a checkpoint already; take another --out")
+    if changes.get("param_dtype") == "float64" and not jax.config.values["jax_enable_x64"]:
+        raise ValueError("params in float64 are made float32 by JAX unless the environment has JAX_ENABLE_X64=1")
     found = weights.read(source, unpickle=unpickle, ignore=ignore, **changes)
     tokenizer = tokenizers.load(out) if tokenizers.find(out) else None
-    published = _tokenizer(source if source.is_dir() else source.parent)
+    beside = source if source.is_dir() else source.parent
+    published = _tokenizer(beside)
+    _check_added(beside, published)
     if tokenizer is not None and tokenizer.vocab.fingerprint != published.vocab.fingerprint:
         raise ValueError(f"{out} keeps another tokenizer than {source} has; take another --out")
     vocab = published.vocab
     if vocab.size > found.config.V:
         raise ValueError(f"{source}: the tokenizer has {vocab.size} ids, and the model embeddings of {found.config.V}")
-    tokenizers.save(published, out)
     origin = build.origin(_config(found, out), _STAGE, found.config, vocab) | {"published": found.record}
+    tokenizers.save(published, out)
     store = checkpoint.Store(folder, keep=None)
     store.save(TrainState(jnp.int32(0), _moved(found.params), {}), 0, origin)
     store.close()
@@ -79,12 +84,25 @@ def _tokenizer(folder: Path) -> Any:
     from train.data import published
     from train.data import tokenizer as tokenizers
 
-    facts = folder / "tokenizer_config.json"
+    config, facts = json_of(folder / "config.json"), folder / "tokenizer_config.json"
     told = json_of(facts) if facts.is_file() else {}
+    if not isinstance(told, dict):
+        raise ValueError(f"{facts} is a {type(told).__name__}; expected an object")
+    if told.get("split_by_punct") or told.get("word_tokenizer_type", "basic") != "basic":
+        raise ValueError(f"{facts} splits words by rules that are not built here (split_by_punct, word_tokenizer_type)")
     if (folder / "tokenizer.json").is_file():
+        normal = (json_of(folder / "tokenizer.json") or {}).get("normalizer") or {}
+        if normal.get("type") == "BertNormalizer" and normal["lowercase"] != told.get(
+            "do_lower_case", normal["lowercase"]
+        ):
+            raise ValueError(
+                f"{folder}: tokenizer.json has lowercase={normal['lowercase']}, and tokenizer_config.json "
+                f"do_lower_case={told['do_lower_case']}: make the two say the same"
+            )
         return tokenizers.load(folder / "tokenizer.json")
     if (folder / "vocab.txt").is_file():
-        kind = str(told.get("tokenizer_class") or "BertTokenizer").removesuffix("Fast")
+        kind = str(told.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer")
+        kind = kind.removesuffix("Fast")
         if kind not in ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"):
             raise ValueError(f"{folder} has a vocab.txt of a {kind}, which is not BERT's: put its tokenizer.json there")
         return published.load_wordpiece(
@@ -93,7 +111,11 @@ def _tokenizer(folder: Path) -> Any:
         )  # fmt: skip
     for name in ("spm.model", "spiece.model"):
         if (folder / name).is_file():
-            albert = json_of(folder / "config.json").get("model_type") == "albert"
+            if (kind := config.get("model_type")) == "t5":
+                raise ValueError(
+                    f"{folder} has a T5's {name}, which lacks its 100 sentinels: put its tokenizer.json there"
+                )
+            albert = kind == "albert"
             if told.get("do_lower_case", albert) or albert:
                 return published.load_sentencepiece(
                     folder / name, told.get("do_lower_case", albert), told.get("keep_accents", not albert), albert
@@ -104,6 +126,23 @@ def _tokenizer(folder: Path) -> Any:
     )
 
 
+def _check_added(folder: Path, tokenizer: Any) -> None:
+    """Raises ValueError for tokens that the files beside a tokenizer add, and it lacks."""
+    from model.published.files import json_of
+    from train.data.tokenizer import NAMES
+
+    added: set[str] = set()
+    if (file := folder / "added_tokens.json").is_file():
+        added |= json_of(file).keys()
+    if (file := folder / "tokenizer_config.json").is_file():
+        added |= {token["content"] for token in json_of(file).get("added_tokens_decoder", {}).values()}
+    added -= {name for names in NAMES.values() for name in names}
+    if lacking := sorted(added - set(tokenizer.pieces(range(tokenizer.vocab.size)))):
+        raise ValueError(
+            f"{folder} adds tokens to its vocabulary ({', '.join(lacking[:5])}): put its tokenizer.json there"
+        )
+
+
 def _config(found: Any, out: Path) -> dict[str, Any]:
     """A config of a stage that is never run: what reads a checkpoint's config (`launch.predict`) finds the model."""
     backbone = {"size": "tiny"} | dataclasses.asdict(found.config)
@@ -111,6 +150,9 @@ def _config(found: Any, out: Path) -> dict[str, Any]:
         backbone=backbone, objective={}, data={}, optimizer={}, schedule={}, batch=32, steps=0
     )
     theirs = found.record["config"]
+    labels = theirs.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(str(i).isdigit() for i in labels):
+        raise ValueError(f"config.json has id2label={labels!r}; expected names by number, as {{'0': 'no', '1': 'yes'}}")
     for key, head in found.heads.items():
         if head.of == "mlm":
             tied = "decoder" not in found.params[key]
@@ -123,13 +165,15 @@ def _config(found: Any, out: Path) -> dict[str, Any]:
             section["objective"] = dict(factory="objectives.answer:answer", **head.options)
             break
         if key in ("classify", "tag"):
-            names = tuple(name for _, name in sorted(theirs.get("id2label", {}).items(), key=lambda x: int(x[0])))
+            names = tuple(str(name) for _, name in sorted(labels.items(), key=lambda x: int(x[0])))
             classes = found.params[key]["out"]["bias"].size
             if len(set(names)) != classes:
                 names = tuple(map(str, range(classes)))
             if key == "tag":
                 section["objective"] = dict(factory="objectives.tag:tag", classes=names, **head.options)
                 break
+            if theirs.get("problem_type") == "regression":
+                raise ValueError(f"config.json has problem_type='regression' of {classes} numbers; known is one number")
             several = theirs.get("problem_type") == "multi_label_classification"
             factory = f"objectives.classify:{'multilabel' if several else 'classify'}"
             section["objective"] = dict(factory=factory, classes=classes, **head.options)
@@ -221,28 +265,48 @@ def tokenizer_files(tokenizer: Any, max_length: int, types: bool) -> dict[str, b
     return files | {"tokenizer_config.json": json.dumps(facts, indent=2, ensure_ascii=False).encode()}
 
 
+# of our objectives, the family's key for the head and what its config.json tells beside
+_HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlm": ("mlm", {}),
+    "classify": ("classify", {}),
+    "multilabel": ("classify", {"problem_type": "multi_label_classification"}),
+    "regress": ("classify", {"problem_type": "regression"}),
+    "tag": ("tag", {}),
+    "answer": ("answer", {}),
+}
+# options of a head that a family does not speak of
+_USUAL: dict[str, dict[str, Any]] = {
+    "mlm": {"activation": "layers", "softcap": None, "bag": 0.0},
+    "pooled": {"pooling": "first", "activation": "tanh", "norm": False},
+    "token": {"activation": None, "norm": False},
+}
+
+
 def _named(key: str, objective: Mapping[str, Any], kind: str, cfg: Any) -> tuple[str, dict[str, Any]]:
-    """The family's key for a head of ours, and what config.json tells of its options.
+    """The family's key for a head of ours, and what config.json tells of it.
 
     Raises ValueError where its options are not the family's.
     """
+    import inspect
+
     from model import parts
     from model.published.families import FAMILIES
     from train import build
 
-    told: dict[str, Any] = {}
-    of = str(objective.get("factory", "")).rpartition(":")[2]
-    if of not in ("classify", "regress", "mlm") or key != objective.get("name", of):
-        return key, told
-    named = "classify" if of == "regress" else of
+    parts_of = {name: {**part, "name": name} for name, part in objective.get("mixture", {}).items()}
+    for section in parts_of.values() or [objective]:
+        of = str(section.get("factory", "")).rpartition(":")[2]
+        if of in _HEADS and key == section.get("name", _HEADS["classify"][0] if of == "multilabel" else of):
+            break
+    else:
+        return key, {}
+    named, told = _HEADS[of][0], dict(_HEADS[of][1])
+    given = {k: p.default for k, p in inspect.signature(build.load(section["factory"])).parameters.items()}
+    given |= dict(section)
+    if of == "tag":
+        told |= _labels(given["classes"])
     if (head := FAMILIES[kind].heads.get(named)) is not None:
-        import inspect
-
-        usual = {k: p.default for k, p in inspect.signature(build.load(objective["factory"])).parameters.items()}
-        given = usual | dict(objective)
-        pooled: dict[str, Any] = {"pooling": "first", "activation": "tanh", "norm": False}
-        masked: dict[str, Any] = {"activation": "layers", "softcap": None, "bag": 0.0}
-        wanted = {**(masked if of == "mlm" else pooled), **head.options}
+        wanted = {**_USUAL[head.of], **head.options}
         for x in (given, wanted):
             x["activation"] = parts.MLPS[cfg.mlp][1] if x["activation"] == "layers" else x["activation"]
         for theirs, (option, values) in head.told.items():
@@ -255,6 +319,14 @@ def _named(key: str, objective: Mapping[str, Any], kind: str, cfg: Any) -> tuple
     return named, told
 
 
+def _labels(classes: Sequence[Any]) -> dict[str, Any]:
+    """As config.json names classes."""
+    return {
+        "id2label": {str(i): str(name) for i, name in enumerate(classes)},
+        "label2id": {str(name): i for i, name in enumerate(classes)},
+    }
+
+
 def _judging(head: dict[str, Any]) -> dict[str, Any]:
     """A head's params; of replaced-token detection's the discriminator's, as published ones are."""
     return {k: x for k, x in head.items() if k not in ("words", "delta", "generator")} if "generator" in head else head
@@ -265,12 +337,7 @@ def _facts(origin: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, A
     special = origin["special"]
     out = {"pad_token_id": special["pad"], "bos_token_id": special["cls"], "eos_token_id": special["sep"]}
     out |= {"cls_token_id": special["cls"], "sep_token_id": special["sep"], "dtype": origin["backbone"]["param_dtype"]}
-    if classes := section.get("data", {}).get("classes"):
-        out |= {"id2label": {str(i): str(name) for i, name in enumerate(classes)}}
-        out |= {"label2id": {str(name): i for i, name in enumerate(classes)}}
-    if "objectives.regress" in section.get("objective", {}).get("factory", ""):
-        out |= {"problem_type": "regression"}
-    return out
+    return out | (_labels(classes) if (classes := section.get("data", {}).get("classes")) else {})
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -289,6 +356,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         "--ignore", action="append", default=[], metavar="PATTERN", help="leave out tensors of such names"
     )
     into.add_argument("--dtype", default="float32", help="of the computation (default: float32)")
+    into.add_argument("--param_dtype", default="float32", help="of the params (default: float32)")
     outof = commands.add_parser("export", help="a stage's checkpoint into Hugging Face's layout")
     outof.add_argument("--checkpoint", type=Path, required=True, help="the stage's folder, as in runs/demo/pretrain")
     outof.add_argument("--out", type=Path, required=True, help="a new folder")
@@ -306,7 +374,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     try:
         if args.command == "import":
-            origin = import_(args.source, args.out, unpickle=args.unpickle, ignore=args.ignore, dtype=args.dtype)
+            given = dict(dtype=args.dtype, param_dtype=args.param_dtype)
+            origin = import_(args.source, args.out, unpickle=args.unpickle, ignore=args.ignore, **given)
             record = origin["published"]
             kept, left = len(record["dtypes"]), len(record["left_out"])
             print(

@@ -186,7 +186,7 @@ def _match(file: _File, family: Family, cfg: BackboneConfig, theirs: Mapping[str
     floats = ("F32", "F16", "BF16", *(["F64"] if cfg.param_dtype == "float64" else []))
     for name in sorted({name for line in made for name in flat(line.names)} & file.names.keys()):
         if (dtype := file.of(name).dtype) not in floats:
-            more = " (read them with param_dtype='float64')" if dtype == "F64" else ""
+            more = " (read them with param_dtype='float64', under JAX_ENABLE_X64=1)" if dtype == "F64" else ""
             faults.append(f"{file.names[name]} is of {dtype}, expected {' or '.join(floats)}{more}")
     if not faults:
         of = {path: next(flat(line.names)) for line in made for path in line.paths}

@@ -171,7 +171,9 @@ def test_an_encoder_alone(toy, tmp_path):
     [
         (dict(factory="objectives.classify:classify", pooling="mean"), "which has pooling='mean'"),
         (dict(factory="objectives.classify:classify", activation="relu"), "which has activation='relu'"),
+        (dict(factory="objectives.classify:multilabel", activation="relu"), "which has activation='relu'"),
         (dict(factory="objectives.mlm:mlm", softcap=30.0, name="classify"), "which has softcap=30.0"),
+        (dict(mixture=dict(classify=dict(factory="objectives.mlm:mlm", softcap=30.0, weight=1.0))), "softcap=30.0"),
     ],
 )
 def test_a_head_that_the_family_has_otherwise(toy, tmp_path, monkeypatch, objective, message):
@@ -267,3 +269,50 @@ def test_options_that_are_one_function_are_one():
         convert._named("mlm", mlm | dict(activation="relu"), "bert", gelu)
     classify = dict(factory="objectives.classify:classify", classes=2, activation="gelu", norm=True, pooling="mean")
     assert convert._named("classify", classify, "modernbert", gelu) == ("classify", {"classifier_pooling": "mean"})
+    several = classify | dict(factory="objectives.classify:multilabel")
+    told = {"classifier_pooling": "mean", "problem_type": "multi_label_classification"}
+    assert convert._named("classify", several, "modernbert", gelu) == ("classify", told)
+    tag = dict(factory="objectives.tag:tag", classes=("NOUN", "VERB"))
+    named, told = convert._named("tag", tag, "bert", gelu)
+    assert named == "tag" and told["id2label"] == {"0": "NOUN", "1": "VERB"}
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config.json", dict(id2label=["no", "yes"]), r"id2label=\['no', 'yes'\]; expected names by number"),
+        ("config.json", dict(id2label={"no": 0}), "expected names by number"),
+        ("config.json", dict(problem_type="regression"), "problem_type='regression' of 2 numbers"),
+        ("config.json", dict(tokenizer_class="BertJapaneseTokenizer"), "a vocab.txt of a BertJapaneseTokenizer"),
+        ("tokenizer_config.json", dict(split_by_punct=True), "rules that are not built here"),
+        ("tokenizer_config.json", dict(word_tokenizer_type="mecab"), "rules that are not built here"),
+        ("tokenizer_config.json", [], "is a list; expected an object"),
+        ("added_tokens.json", {"[NEW]": 40, "[MASK]": 4}, r"adds tokens to its vocabulary \(\[NEW\]\)"),
+        (
+            "tokenizer_config.json",
+            dict(added_tokens_decoder={"40": dict(content="[NEW]")}),
+            r"adds tokens to its vocabulary \(\[NEW\]\)",
+        ),
+    ],
+)
+def test_facts_beside_the_weights_that_would_change_what_is_read(tmp_path, file, content, message):
+    folder = write_published(tmp_path / "bert", "bert-forsequenceclassification")
+    given = json.loads((folder / file).read_text()) | content if file == "config.json" else content
+    (folder / file).write_text(json.dumps(given))
+    with pytest.raises(SystemExit, match=message):
+        convert.main(["import", f"--source={folder}", f"--out={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_another_case_than_is_said(published, tmp_path):
+    folder = write_published(tmp_path / "bert", "bert-formaskedlm")
+    (folder / "tokenizer.json").write_bytes(convert._tokenizer(published).file[1])
+    (folder / "tokenizer_config.json").write_text(json.dumps(dict(do_lower_case=False)))
+    with pytest.raises(ValueError, match=r"lowercase=True, and .* do_lower_case=False"):
+        convert.import_(folder, tmp_path / "run")
+
+
+def test_params_in_float64_are_not_narrowed(published, tmp_path):
+    with pytest.raises(SystemExit, match="JAX_ENABLE_X64=1"):
+        convert.main(["import", f"--source={published}", f"--out={tmp_path / 'run'}", "--param_dtype=float64"])
+    assert not (tmp_path / "run").exists()

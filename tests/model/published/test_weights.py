@@ -154,6 +154,21 @@ def test_configs_of_a_family_that_are_not_its_first(kind, changes):
     assert architecture.config_of(architecture.config_json(cfg, kind)) == cfg
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(rope_scaling={"rope_type": "linear", "factor": 4.0}), "has the RoPE of {'rope_type': 'linear'"),
+        (dict(rope_parameters={"rope_theta": 5.0}), "has the RoPE of {'rope_theta': 5.0}; known is a rope_theta each"),
+        (dict(layer_types=["full_attention"]), "has 1 layer_types for 5 layers"),
+        (dict(global_attn_every_n_layers=0), "global_attn_every_n_layers=0; a ModernBert has at least 1"),
+    ],
+)
+def test_what_of_modernbert_is_not_built(changes, message):
+    theirs = json.loads((folder_of("modernbert") / "config.json").read_text()) | changes
+    with pytest.raises(ValueError, match=message):
+        architecture.config_of(theirs)
+
+
 @pytest.mark.parametrize("title, head", peers.CASES)
 def test_there_and_back_is_bit_for_bit(title, head, tmp_path):
     folder = peers.GOLDEN / peers.name(title, head)
