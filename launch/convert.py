@@ -287,22 +287,15 @@ def _named(key: str, objective: Mapping[str, Any], kind: str, cfg: Any) -> tuple
 
     Raises ValueError where its options are not the family's.
     """
-    import inspect
-
     from model import parts
     from model.published.families import FAMILIES
-    from train import build
 
-    parts_of = {name: {**part, "name": name} for name, part in objective.get("mixture", {}).items()}
-    for section in parts_of.values() or [objective]:
-        of = str(section.get("factory", "")).rpartition(":")[2]
-        if of in _HEADS and key == section.get("name", _HEADS["classify"][0] if of == "multilabel" else of):
-            break
-    else:
+    mixed = [{**part, "name": name} for name, part in objective.get("mixture", {}).items()]
+    arguments = [_arguments(section) for section in mixed or [dict(objective)]]
+    if not (found := [(of, given) for of, given in arguments if of in _HEADS and given["name"] == key]):
         return key, {}
+    of, given = found[0]
     named, told = _HEADS[of][0], dict(_HEADS[of][1])
-    given = {k: p.default for k, p in inspect.signature(build.load(section["factory"])).parameters.items()}
-    given |= dict(section)
     if of == "tag":
         told |= _labels(given["classes"])
     if (head := FAMILIES[kind].heads.get(named)) is not None:
@@ -317,6 +310,19 @@ def _named(key: str, objective: Mapping[str, Any], kind: str, cfg: Any) -> tuple
                 f"{kind}'s {named} is not {key}'s, which has {', '.join(differing)}; export --heads= without it"
             )
     return named, told
+
+
+def _arguments(section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of an objective's factory, and all its arguments if it is among `_HEADS`."""
+    import inspect
+
+    from train import build
+
+    of = str(section.get("factory", "")).rpartition(":")[2]
+    if of not in _HEADS:  # a notebook's own could not be found here
+        return of, {}
+    usual = {k: p.default for k, p in inspect.signature(build.load(section["factory"])).parameters.items()}
+    return of, usual | dict(section)
 
 
 def _labels(classes: Sequence[Any]) -> dict[str, Any]:
