@@ -312,6 +312,13 @@ def test_a_tokenizer_of_another_case_than_is_said(published, tmp_path):
         convert.import_(folder, tmp_path / "run")
 
 
+def test_a_t5_s_sentencepiece_model_alone(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="t5")))
+    (tmp_path / "spiece.model").write_bytes(b"pieces, and no sentinels")
+    with pytest.raises(ValueError, match=r"a T5's spiece\.model, which lacks its 100 sentinels: put its tokenizer"):
+        convert._tokenizer(tmp_path)
+
+
 def test_params_in_float64_are_not_narrowed(published, tmp_path):
     with pytest.raises(SystemExit, match="JAX_ENABLE_X64=1"):
         convert.main(["import", f"--source={published}", f"--out={tmp_path / 'run'}", "--param_dtype=float64"])
