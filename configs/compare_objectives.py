@@ -24,7 +24,7 @@ OBJECTIVES: dict[str, dict] = {
     "mlm-bert": dict(factory="objectives.mlm:mlm"),
     "mlm-span": _MLM | dict(unit="span"),
     "mlm-boundary": _MLM | dict(unit="span", boundary=1.0),
-    "mlm-falling": _MLM | dict(final_rate=0.15),  # over the whole run
+    "mlm-falling": _MLM | dict(rate=(0.3, 0.15)),  # over the whole run
     "mlm-bag": _MLM | dict(bag=0.5),
     "causal": _CAUSAL,
     "prefix": _CAUSAL | dict(prefix=True),
@@ -68,8 +68,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     # T5's sentinels have the ids after the tokenizer's
     more = dict(V=VOCABULARY + OBJECTIVES[at["objective"]].get("sentinels", 0))
     objective, dropout = OBJECTIVES[at["objective"]], 0.1 if at["objective"] in DROPOUT else 0.0
-    if "final_rate" in objective:
-        objective = objective | dict(rate_steps=int(at["steps"]))
+    if isinstance(objective.get("rate"), tuple):
+        objective = objective | dict(rate=(*objective["rate"], int(at["steps"])))
     config = ml_collections.ConfigDict()
     config.stages = ("pretrain",)
     config.tokenizer = dict(

@@ -9,6 +9,7 @@ from model import ops
 from model.heads import pool, token_head
 from model.types import Backbone
 from objectives.hiding import hiding, original
+from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 NORMS = ("layer", "instance")
@@ -24,7 +25,7 @@ def data2vec(
     decay: float = 0.999,
     final_decay: float = 0.9999,
     decay_steps: int = 100_000,
-    rate: float = 0.15,
+    rate: Rate = 0.15,
     mask: float = 0.8,
     replace: float = 0.1,
     choice: str = "exact",

@@ -1,17 +1,14 @@
 """The whole text from a spoilt one: tokens hidden or replaced, shuffled in windows, spans out of order."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops, random
 from model.heads import mlm_head
 from model.types import Backbone
-from objectives.masking import check, check_length, choose, replaced, unit_luck
-from objectives.ngrams import ngrams as listed
+from objectives.masking import Rate, masking, ordinary
 from objectives.spans import ordered, permuted, stretch
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -20,7 +17,7 @@ def denoise(
     backbone: Backbone,
     vocab: Vocab,
     *,
-    rate: float = 0.15,
+    rate: Rate = 0.15,
     mask: float = 0.8,
     replace: float = 0.1,
     choice: str = "exact",
@@ -58,33 +55,27 @@ def denoise(
     `predict` gives `prediction` int32 [B, L], the likeliest token at every place, and its `probability` [B, L].
     Raises ValueError for shares outside [0, 1], a window below 2, or an unknown choice or unit.
     """
-    trie = None if ngrams is None else listed(ngrams, vocab.size)
-    how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span, ngrams=trie)
-    check(name, mask=mask, replace=replace, **how_chosen)
+    hide = masking(
+        name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams
+    )
     for what, share in dict(shuffle=shuffle, permute=permute).items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name} {what}={share} must be a share between 0 and 1")
     if window < 2:
         raise ValueError(f"{name} window={window} must be 2 tokens or more, or nothing can change places")
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
-    ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)
-    starts_V = np.asarray(vocab.word_starts)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         key = random.fold(key, name)
-        check_length(name, row["tokens"].size, unit, span)
-        tokens_L = row["tokens"]
-        ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (row["segments"] > 0)
+        tokens_L, ids_L, ordinary_L = row["tokens"], random.tokens(row), ordinary(row, vocab)
         new_L = tokens_L
         if shuffle:
             new_L = ops.take(new_L, shuffled(random.fold(key, "shuffle"), row, ordinary_L, shuffle, window))
         if permute:
             own = random.fold(key, "permute")
-            luck_L = unit_luck(own, row | {"tokens": new_L}, ordinary_L, jnp.asarray(starts_V), "span", span, None)
-            new_L = ops.take(new_L, permuted(own, row, ordinary_L, luck_L, permute))
-        chosen_L, _ = choose(key, row | {"tokens": new_L}, ordinary_L, jnp.asarray(starts_V), **how_chosen)
-        hidden_L = replaced(key, random.tokens(row), new_L, vocab, mask=mask, replace=replace)
-        new_L = jnp.where(chosen_L, hidden_L, new_L)
+            new_L = ops.take(new_L, permuted(own, row | {"tokens": new_L}, vocab, permute, span))
+        chosen_L, _, units_L = hide.choose(key, row | {"tokens": new_L}, step)
+        new_L = jnp.where(chosen_L, hide.replaced(key, ids_L, units_L, new_L), new_L)
         mine = dict(weight=ordinary_L.astype(jnp.float32), changed=(new_L != tokens_L).astype(jnp.float32))
         return row | {"tokens": new_L, name: mine | {"target": tokens_L}}
 

@@ -8,7 +8,7 @@ from model import ops, random
 from model.heads import mlm_head
 from model.types import Backbone
 from objectives.likelihood import pseudo
-from objectives.masking import rank
+from objectives.masking import ordinary, rank
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -54,7 +54,7 @@ def diffusion(
         tokens_L, segments_L = row["tokens"], row["segments"]
         t_S = least + (1 - least) * random.uniform(random.fold(key, "t"), random.segments(row))
         t_L = ops.take(t_S, jnp.maximum(segments_L - 1, 0))
-        ordinary_L = ~jnp.asarray(special_V)[tokens_L] & (segments_L > 0)
+        ordinary_L = ordinary(row, vocab)
         hidden_L = ordinary_L & (random.uniform(random.fold(key, "hide"), random.tokens(row)) < t_L)
         weight_L = jnp.where(hidden_L, 1 / t_L if weighted else 1.0, 0.0)
         counted_L = ordinary_L if weighted else hidden_L

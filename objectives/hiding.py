@@ -6,11 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops, random
-from objectives.masking import check, check_length, choose, rank, replaced, room
-from objectives.ngrams import ngrams as listed
+from objectives.masking import Rate, masking, rank
 from objectives.types import Array, Vocab
 
 
@@ -18,7 +16,7 @@ def hiding(
     name: str,
     vocab: Vocab,
     *,
-    rate: float,
+    rate: Rate,
     mask: float = 1.0,
     replace: float = 0.0,
     choice: str = "exact",
@@ -26,8 +24,6 @@ def hiding(
     span: float = 3.0,
     ngrams: str | Sequence[Sequence[int]] | None = None,
     capacity: float | None = None,
-    final_rate: float | None = None,
-    rate_steps: int | None = None,
 ) -> Callable[[Array, dict, Array], dict]:
     """The `corrupt` of objectives that predict hidden tokens; see `objectives.mlm.mlm` for the hyperparameters.
 
@@ -36,31 +32,18 @@ def hiding(
     were chosen beyond P), and `seen` int32 [L], the segments without the chosen tokens.
     Raises ValueError for shares outside [0, 1] or an unknown choice or unit, naming the objective.
     """
-    trie = None if ngrams is None else listed(ngrams, vocab.size)
-    how: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span, ngrams=trie)
-    check(name, mask=mask, replace=replace, **how)
-    if (final_rate is None) != (rate_steps is None) or (rate_steps is not None and rate_steps < 1):
-        raise ValueError(
-            f"{name} final_rate={final_rate} and rate_steps={rate_steps} belong together, the latter above 0"
-        )
+    choose, replaced, room = masking(
+        name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams
+    )
     if capacity is not None and not 0 < capacity <= 1:
         raise ValueError(f"{name} capacity={capacity} is a share of the row's places, above 0 and at most 1")
-    last_rate = rate if final_rate is None else final_rate
-    if not 0 < last_rate <= 1:
-        raise ValueError(f"{name} final_rate={final_rate} must be a share between 0 and 1")
-    ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)  # on the host: to make one on a device is a program
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         tokens_L, segments_L, ids_L = row["tokens"], row["segments"], random.tokens(row)
         key = random.fold(key, name)
-        check_length(name, tokens_L.size, unit, span)
-        ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (segments_L > 0)
-        now = how
-        if rate_steps is not None:
-            now = how | dict(rate=rate + (last_rate - rate) * jnp.minimum(step / rate_steps, 1.0))
-        chosen_L, luck_L = choose(key, row, ordinary_L, jnp.asarray(vocab.word_starts), **now)
+        chosen_L, luck_L, units_L = choose(key, row, step)
         if capacity is None:
-            P = room(tokens_L.size, row["example"].shape[0], **how | dict(rate=max(rate, last_rate)))
+            P = room(tokens_L.size, row["example"].shape[0])
         else:
             P = min(tokens_L.size, math.ceil(capacity * tokens_L.size))
         # the luckiest first: a surplus drops at random, not at the row's end, and in whole units
@@ -71,7 +54,8 @@ def hiding(
         carried = (jnp.arange(tokens_L.size, dtype=jnp.int32), fits_L, ids_L, tokens_L)
         _, index_P, taken_P, ids_P, target_P = (x[:P] for x in jax.lax.sort((order_L, *carried), num_keys=1))
         weight_P = taken_P.astype(jnp.float32)
-        new_P = replaced(key, ids_P, target_P, vocab, mask=mask, replace=replace)
+        units_P = ops.take(units_L, index_P) if unit == "span" else ids_P
+        new_P = replaced(key, ids_P, units_P, target_P)
         tokens_L = tokens_L.at[index_P].set(jnp.where(weight_P > 0, new_P, target_P))
         hidden = dict(
             index=index_P, target=target_P, weight=weight_P, surplus=chosen_L.sum() - weight_P.sum(),

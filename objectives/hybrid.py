@@ -1,19 +1,16 @@
 """Masked and causal language modelling by one head, side by side in one batch (GPT-BERT)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops, random
 from model.heads import mlm_head
 from model.types import Backbone
 from objectives.causal import following
 from objectives.likelihood import pseudo
-from objectives.masking import check, check_length, choose, replaced
-from objectives.ngrams import ngrams as listed
+from objectives.masking import Rate, masking
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -22,7 +19,7 @@ def hybrid(
     vocab: Vocab,
     *,
     causal: float = 0.5,
-    rate: float = 0.15,
+    rate: Rate = 0.15,
     mask: float = 0.8,
     replace: float = 0.1,
     choice: str = "exact",
@@ -55,23 +52,20 @@ def hybrid(
     """
     if not 0 <= causal <= 1:
         raise ValueError(f"{name} causal={causal} must be a share between 0 and 1")
-    trie = None if ngrams is None else listed(ngrams, vocab.size)
-    how_chosen: dict[str, Any] = dict(rate=rate, choice=choice, unit=unit, span=span, ngrams=trie)
-    check(name, mask=mask, replace=replace, **how_chosen)
+    hide = masking(
+        name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams
+    )
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
-    ordinary_V = ~np.isin(np.arange(vocab.size), vocab.special)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         tokens_L, segments_L = row["tokens"], row["segments"]
         key = random.fold(key, name)
-        check_length(name, row["tokens"].size, unit, span)
         target_L, follows_L = following(row)
         causal_S = random.uniform(random.fold(key, "causal"), random.segments(row)) < causal
         causal_L = ops.take(causal_S, jnp.maximum(segments_L - 1, 0)) & (segments_L > 0)
-        ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (segments_L > 0)
-        chosen_L, _ = choose(key, row, ordinary_L, jnp.asarray(vocab.word_starts), **how_chosen)
+        chosen_L, _, units_L = hide.choose(key, row, step)
         chosen_L &= ~causal_L & (row["positions"] > 0)  # a segment's first has no token before it
-        new_L = replaced(key, random.tokens(row), tokens_L, vocab, mask=mask, replace=replace)
+        new_L = hide.replaced(key, random.tokens(row), units_L, tokens_L)
         predicted_L = follows_L & (causal_L | jnp.roll(chosen_L, -1))
         reach_L = jnp.where(causal_L, row["positions"], segments_L.size)
         mine = dict(target=target_L, weight=predicted_L.astype(jnp.float32), causal=causal_L.astype(jnp.float32))

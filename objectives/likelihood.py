@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops
+from objectives.masking import ordinary
 from objectives.types import Array
 from objectives.vocab import Vocab
 
@@ -27,9 +27,7 @@ def pseudo(logits: Callable[[dict, Array], Array], vocab: Vocab, *, before: int 
         batch = {k: v for k, v in batch.items() if k != "reach"}
         tokens_BL, segments_BL, positions_BL = (jnp.asarray(batch[k]) for k in ("tokens", "segments", "positions"))
         of_BSL = segments_BL[:, None] == jnp.arange(1, batch["example"].shape[1] + 1)[None, :, None]
-        special_V = np.zeros(int(max(vocab.size, *vocab.special)) + 1, bool)
-        special_V[list(vocab.special)] = True
-        ordinary_BL = ~jnp.asarray(special_V)[tokens_BL] & (segments_BL > 0)
+        ordinary_BL = ordinary(batch, vocab)
 
         def one_more(position: Array, total_BS: Array) -> Array:
             here_BL = ordinary_BL & (positions_BL == position)

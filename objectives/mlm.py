@@ -10,6 +10,7 @@ from model.heads import bag_head, boundary_head, mlm_head
 from model.types import Backbone
 from objectives.hiding import boundaries, hiding
 from objectives.likelihood import pseudo
+from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -17,7 +18,7 @@ def mlm(
     backbone: Backbone,
     vocab: Vocab,
     *,
-    rate: float = 0.15,
+    rate: Rate = 0.15,
     mask: float = 0.8,
     replace: float = 0.1,
     choice: str = "exact",
@@ -30,16 +31,16 @@ def mlm(
     activation: str = "layers",
     bag: float = 0.0,
     boundary: float = 0.0,
-    final_rate: float | None = None,
-    rate_steps: int | None = None,
     name: str = "mlm",
 ) -> Objective:
     """BERT's objective (https://arxiv.org/abs/1810.04805, section 3.1), on the chosen positions alone.
 
     Args:
-      rate: share of the ordinary tokens that is chosen.
+      rate: share of the ordinary tokens that is chosen; or three numbers, (0.3, 0.15, 10_000): it goes from the first
+        to the second in a straight line over so many steps, and stays there (Ankner et al. 2024,
+        https://arxiv.org/abs/2305.15096, section 2); evaluation keeps the first.
       mask, replace: shares of the chosen that become [MASK], or a random ordinary token; the rest stay as they are.
-        Each token by itself, of a span too (SpanBERT replaces spans alike).
+        Each token by itself, of a word too; with unit="span" all of a span alike, as in SpanBERT.
       choice: "exact" chooses rate * n of a segment's n ordinary tokens, in units of luck's order: the one that crosses
         that number is taken with the share of it that is within, so that the rate holds on average, of whole units
         too; "independent" draws each unit with probability `rate`.
@@ -59,8 +60,6 @@ def mlm(
       boundary: coefficient of a term `{name}_boundary`, SpanBERT's span-boundary objective (section 3.2): each hidden
         token of a run is predicted again, from the states of the two tokens beside the run and its place in it alone.
         A run that begins or ends its segment has but one, and is left out.
-      final_rate, rate_steps: the rate goes from `rate` to `final_rate` in a straight line over the first `rate_steps`
-        steps (Ankner et al. 2024, https://arxiv.org/abs/2305.15096, section 2); evaluation keeps `rate`.
 
     A corrupted row holds under `name` what `objectives.hiding.hiding` says, and with `boundary` what
     `objectives.hiding.boundaries` says too.
@@ -69,7 +68,7 @@ def mlm(
     """
     hide = hiding(
         name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams,
-        capacity=capacity, final_rate=final_rate, rate_steps=rate_steps,
+        capacity=capacity,
     )  # fmt: skip
     for what, coefficient in dict(bag=bag, boundary=boundary).items():
         if coefficient < 0:

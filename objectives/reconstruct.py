@@ -8,6 +8,7 @@ from model import ops
 from model.heads import token_head
 from model.types import Backbone
 from objectives.hiding import hiding
+from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -15,7 +16,7 @@ def reconstruct(
     backbone: Backbone,
     vocab: Vocab,
     *,
-    rate: float = 0.15,
+    rate: Rate = 0.15,
     mask: float = 0.8,
     replace: float = 0.1,
     choice: str = "exact",

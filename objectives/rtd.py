@@ -13,6 +13,7 @@ from model.backbone import backbone as transformer
 from model.heads import mlm_head, token_head
 from model.types import Backbone
 from objectives.hiding import hiding, set_at
+from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 SHARING = ("tied", "none", "gdes")
@@ -24,7 +25,7 @@ def rtd(
     *,
     generator: dict[str, Any] | None = None,
     coefficient: float = 50.0,
-    rate: float = 0.15,
+    rate: Rate = 0.15,
     choice: str = "exact",
     unit: str = "token",
     span: float = 3.0,

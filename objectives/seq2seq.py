@@ -11,7 +11,6 @@ from model import beam, ops, random
 from model.decoder import decoder
 from model.heads import mlm_head, present
 from model.types import Backbone
-from objectives.masking import unit_luck
 from objectives.spans import permuted, spans
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -176,7 +175,6 @@ def bart(
             f"bart empty={empty}, permute={permute}, sentence={sentence} with noise={noise!r}: expected a number of "
             "empty spans for each span of infill, a share of the texts, and a mean length in tokens of at least 1"
         )
-    ordinary_V, starts_V = ~np.isin(np.arange(vocab.size), vocab.special), np.asarray(vocab.word_starts)
 
     def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
         _check_length("bart", row["tokens"].shape[0], rate, span)
@@ -184,9 +182,7 @@ def bart(
         written_L = jnp.where(_last(row), vocab.sep, tokens_L)
         if permute:
             own = random.fold(key, "permute")
-            ordinary_L = jnp.asarray(ordinary_V)[tokens_L] & (row["segments"] > 0)
-            luck_L = unit_luck(own, row, ordinary_L, jnp.asarray(starts_V), "span", sentence, None)
-            tokens_L = ops.take(tokens_L, permuted(own, row, ordinary_L, luck_L, permute))
+            tokens_L = ops.take(tokens_L, permuted(own, row, vocab, permute, sentence))
         read_L = jnp.where(noise_L, vocab.mask, tokens_L)
         kept_L = ~noise_L | _starts(row, noise_L) if noise == "infill" else ~noise_L
         read_L1, kept_L1 = read_L[:, None].astype(tokens_L.dtype), kept_L[:, None]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from model import ops, random
 from model.types import Array
-from objectives.masking import rank
+from objectives.masking import ordinary, rank, unit_first
+from objectives.vocab import Vocab
 
 
 def spans(key: Array, row: dict, free_L: Array, *, rate: float, span: float) -> Array:
@@ -49,10 +50,13 @@ def spans(key: Array, row: dict, free_L: Array, *, rate: float, span: float) -> 
     return free_L & ~stays_L
 
 
-def permuted(key: Array, row: dict, ordinary_L: Array, luck_L: Array, share: float) -> Array:
-    """int32 [L]: which place each place's token comes from. In a share of the segments runs of equal luck change places
-    between special tokens, in the order of their luck.
+def permuted(key: Array, row: dict, vocab: Vocab, share: float, span: float) -> Array:
+    """int32 [L]: which place each place's token comes from. In a share of the segments, runs of words with mean length
+    `span` are put in a random order between special tokens.
     """
+    ordinary_L = ordinary(row, vocab)
+    luck_L = random.uniform(random.fold(key, "choose"), random.tokens(row))
+    luck_L = luck_L[unit_first(key, row, ordinary_L, vocab, "span", span)]
     drawn_S = random.uniform(random.fold(key, "segment"), random.segments(row)) < share
     drawn_L = ops.take(drawn_S, jnp.maximum(row["segments"] - 1, 0))
     return ordered(stretch(row, ordinary_L), jnp.where(drawn_L, luck_L, 0.0))

@@ -106,6 +106,18 @@ def test_words_are_whole(bb, vocab, rows, choice, unit):
     assert (np.mean(runs) > 3.0) == (unit == "span")
 
 
+def test_a_span_becomes_all_of_a_kind(bb, vocab, rows):
+    """Hidden or left by a coin: of neighbours half differ, of those in one span none."""
+    inside = ~np.isin(rows["tokens"], SPECIAL)
+    beside = inside[:, 1:] & inside[:, :-1]
+    begins = vocab.word_starts[rows["tokens"]][:, 1:][beside].mean()
+    for unit, expected in (("word", 0.5), ("span", 0.5 * begins / 3)):
+        objective = mlm(bb, vocab, rate=1.0, mask=0.5, replace=0.0, choice="independent", unit=unit, capacity=1.0)
+        hidden = corrupt(objective, rows)["tokens"] == vocab.mask
+        switches = (hidden[:, 1:] != hidden[:, :-1])[beside]
+        assert abs(switches.mean() - expected) < 5 * np.sqrt(expected / switches.size)
+
+
 def test_every_position_has_its_share(bb, vocab, rows):
     chosen = np.mean([chosen_of(corrupt(mlm(bb, vocab, rate=0.2), rows, step)) for step in range(5)], 0).mean(0)
     ordinary = np.delete(chosen, [0, 30, L - 1])
@@ -113,16 +125,16 @@ def test_every_position_has_its_share(bb, vocab, rows):
 
 
 def test_the_rate_goes_down_over_training(bb, vocab, rows):
-    objective = mlm(bb, vocab, rate=0.4, final_rate=0.2, rate_steps=100)
+    objective = mlm(bb, vocab, rate=(0.4, 0.2, 100))
     n = int((~np.isin(rows["tokens"], SPECIAL))[0].sum())
     for step, rate in ((0, 0.4), (50, 0.3), (100, 0.2), (5000, 0.2)):
         share = chosen_of(corrupt(objective, rows, step)).sum(1).mean() / n
         assert abs(share - rate) < 4.5 * np.sqrt(0.25 / B) / n
-    for wrong in (dict(final_rate=0.2), dict(final_rate=0.2, rate_steps=0), dict(rate_steps=5)):
-        with pytest.raises(ValueError, match="belong together"):
-            mlm(bb, vocab, **wrong)
-    with pytest.raises(ValueError, match=r"mlm final_rate=2 must be a share"):
-        mlm(bb, vocab, final_rate=2, rate_steps=9)
+    for wrong in ((0.4, 0.2), (0.4, 0.2, 0), (0.4, 0.2, 5, 6)):
+        with pytest.raises(ValueError, match=r"mlm rate=.* must be a share, or .first"):
+            mlm(bb, vocab, rate=wrong)
+    with pytest.raises(ValueError, match=r"mlm rate=2 must be a share"):
+        mlm(bb, vocab, rate=(0.4, 2, 9))
 
 
 def test_a_surplus_is_counted_and_left_alone(bb, vocab, rows):
