@@ -17,6 +17,7 @@ from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 SHARING = ("tied", "none", "gdes")
+TABLES = dict(tokens=("V",), positions=("position", "first_position"), types=("types",))  # and what shapes them
 
 
 def rtd(
@@ -46,13 +47,14 @@ def rtd(
         by four, or as far as they go.
       rate, choice, unit, span, ngrams, capacity: of the generator's task, see `objectives.mlm.mlm`; chosen tokens all
         become [MASK].
-      sharing: of token embeddings. "tied": the generator reads and predicts by the backbone's, and both losses train
-        them (section 3.2, which shares positions too). "none": each has its own. "gdes": gradient-disentangled (He et
-        al. 2021, https://arxiv.org/abs/2111.09543, section 3.2 and equation 5): the generator's E is trained by its own
-        loss alone, and the discriminator reads E + delta, where delta begins at zero and the discriminator's loss
-        trains it alone. E is `{name}/generator/embed/tokens` and delta `{name}/delta`; `backbone/embed/tokens` is a
-        frozen leaf that begins as E (what is carried becomes E) and after each update is made their sum, so that the
-        backbone alone is the whole discriminator, for whoever carries it. That is a third table, without moments.
+      sharing: of embeddings. "tied": the generator reads and predicts by the backbone's, with its positions and types
+        where both have the like, and both losses train them (section 3.2). "none": each has its own. "gdes":
+        gradient-disentangled (He et al. 2021, https://arxiv.org/abs/2111.09543, section 3.2 and equation 5): the
+        generator's E is trained by its own loss alone, and the discriminator reads E + delta, where delta begins at
+        zero and the discriminator's loss trains it alone. E is `{name}/generator/embed/tokens` and delta
+        `{name}/delta`; `backbone/embed/tokens` is a frozen leaf that begins as E (what is carried becomes E) and after
+        each update is made their sum, so that the backbone alone is the whole discriminator, for whoever carries it.
+        That is a third table, without moments.
 
     A corrupted row holds the masked `tokens`, and what `objectives.hiding.hiding` says under `name`.
     `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.
@@ -79,16 +81,18 @@ def rtd(
         raise ValueError(f"rtd coefficient={coefficient} is that of a loss term and must not be negative")
     author = transformer(made)
     hide = hiding(name, vocab, rate=rate, choice=choice, unit=unit, span=span, ngrams=ngrams, capacity=capacity)
+    alike = lambda table: all(getattr(made, field) == getattr(cfg, field) for field in TABLES[table])
+    tied = [k for k in TABLES if k in author.axes["embed"] and alike(k)] if sharing == "tied" else []
     words, judge = mlm_head(made), token_head(cfg, 1, activation="layers", dropout=0.0)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         own, mine = params[name], batch[name]
         theirs = own["generator"]
         if sharing == "tied":
-            theirs = _with(theirs, params["backbone"]["embed"]["tokens"])
+            theirs = _with(theirs, **{k: params["backbone"]["embed"][k] for k in tied})
         if sharing == "gdes":
             summed_VE = jax.lax.stop_gradient(theirs["embed"]["tokens"]) + own["delta"]
-            encode = partial(backbone.encode, _with(params["backbone"], summed_VE))
+            encode = partial(backbone.encode, _with(params["backbone"], tokens=summed_VE))
         site = None if key is None else random.fold(key, name, "generator")
         hidden_BPD = author.encode(theirs, batch, site, at=mine["index"]).hidden
         logits_BPV = words.apply(own["words"], hidden_BPD, theirs["embed"]["tokens"])
@@ -123,25 +127,23 @@ def rtd(
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         return dict(prediction=jax.nn.sigmoid(judge.apply(params[name], encode(batch, key).hidden, batch)[..., 0]))
 
-    kept = _without if sharing == "tied" else lambda params: params
-
     def init(key: Array) -> dict:
         a, b, c = jax.random.split(key, 3)
         theirs = author.init(a)
-        made = judge.init(c) | {"generator": kept(theirs), "words": words.init(b)}
+        made = judge.init(c) | {"generator": _without(theirs, tied), "words": words.init(b)}
         return made | ({"delta": jnp.zeros_like(theirs["embed"]["tokens"])} if sharing == "gdes" else {})
 
-    axes = judge.axes | {"generator": kept(author.axes), "words": words.axes}
+    axes = judge.axes | {"generator": _without(author.axes, tied), "words": words.axes}
     if sharing != "gdes":
         return Objective(name, loss, predict, init, axes, hide)
 
     def begin(params: dict) -> dict:
-        theirs = _with(params[name]["generator"], params["backbone"]["embed"]["tokens"])
+        theirs = _with(params[name]["generator"], tokens=params["backbone"]["embed"]["tokens"])
         return params | {name: params[name] | {"generator": theirs}}
 
     def after(params: dict, step: Array) -> dict:
         summed_VE = params[name]["generator"]["embed"]["tokens"] + params[name]["delta"]
-        return params | {"backbone": _with(params["backbone"], summed_VE)}
+        return params | {"backbone": _with(params["backbone"], tokens=summed_VE)}
 
     axes |= {"delta": author.axes["embed"]["tokens"]}
     return Objective(
@@ -155,9 +157,9 @@ def _smaller(cfg) -> dict[str, Any]:
     return dict(D=cfg.D // parts, heads=cfg.heads // parts, F=max(1, cfg.F // parts))
 
 
-def _with(params: dict, tokens: Array) -> dict:
-    return params | {"embed": params["embed"] | {"tokens": tokens}}
+def _with(params: dict, **tables: Array) -> dict:
+    return params | {"embed": params["embed"] | tables}
 
 
-def _without(params: dict) -> dict:
-    return params | {"embed": {k: v for k, v in params["embed"].items() if k != "tokens"}}
+def _without(params: dict, tables: Sequence[str]) -> dict:
+    return params | {"embed": {k: v for k, v in params["embed"].items() if k not in tables}}

@@ -76,11 +76,20 @@ def test_the_loss_and_who_learns_from_it(bb, vocab):
 def test_a_tied_generator_trains_the_backbones_embeddings(bb, vocab):
     objective = rtd(bb, vocab, rate=0.3, coefficient=0.0)
     params, rows = params_of(bb, objective), pack([[5, 0, 9], [1]], 48, 3)
-    assert "tokens" not in params["rtd"]["generator"]["embed"]
+    assert set(params["backbone"]["embed"]) - set(params["rtd"]["generator"]["embed"]) == {
+        "tokens",
+        "positions",
+        "types",
+    }
     assert params["rtd"]["generator"]["widen"]["kernel"].shape == (16, 4)  # from the embeddings' width to a quarter
     batch = training.corrupted(rows, random.key(9), jnp.int32(0), objective)
     _, grads, _ = run(objective, bb, params, batch)
-    assert abs(grads["backbone/embed/tokens"]).max() > 1e-3
+    for table in ("tokens", "positions", "types"):
+        assert abs(grads[f"backbone/embed/{table}"]).max() > 1e-3
+    other = rtd(bb, vocab, generator=dict(types=0, D=8, heads=2))  # what it has otherwise is its own
+    assert set(params["backbone"]["embed"]) - set(other.axes["generator"]["embed"]) == {"tokens", "positions", "types"}
+    other = rtd(bb, vocab, generator=dict(types=3, D=8, heads=2))
+    assert other.axes["generator"]["embed"].keys() >= {"types"} and "positions" not in other.axes["generator"]["embed"]
 
 
 def test_gdes_gradients_by_path(bb, vocab):
@@ -146,15 +155,15 @@ def test_samples_are_the_generators(bb, vocab):
     batch["example"] = np.stack([np.zeros(n), np.arange(n)], -1).astype(np.uint32)[:, None]
     _, _, seen = run(objective, bb, params, batch, random.key(1))
     place = int(batch["rtd"]["index"][0][batch["rtd"]["weight"][0] > 0][0])
-    tokens = params["backbone"]["embed"]["tokens"]
+    shared = {k: params["backbone"]["embed"][k] for k in ("tokens", "positions", "types")}
     from model.backbone import backbone as transformer
     from model.heads import mlm_head
 
     small = transformer(sized("tiny", V=V, D=4, heads=1, F=8, embed_width=16, max_length=64))
     own = params["rtd"]
-    theirs = own["generator"] | {"embed": own["generator"]["embed"] | {"tokens": tokens}}
+    theirs = own["generator"] | {"embed": own["generator"]["embed"] | shared}
     hidden = small.encode(theirs, jax.tree.map(lambda x: x[:1], batch)).hidden
-    p = np.asarray(jax.nn.softmax(mlm_head(small.config).apply(own["words"], hidden, tokens)))[0, place]
+    p = np.asarray(jax.nn.softmax(mlm_head(small.config).apply(own["words"], hidden, shared["tokens"])))[0, place]
     counts = np.bincount(seen[:, place], minlength=V)
     common = p * n > 5
     chi = ((counts - n * p) ** 2 / (n * p))[common].sum()
