@@ -7,7 +7,7 @@ the tokens masked for it, a discriminator's loss of weight 50, dropout 0.1, Adam
 0.01, 10,000 steps of warmup and a linear decay over 1,000,000 steps of 128 rows of 128 tokens. Ours: documents are
 packed rather than cut, gradients are clipped at 1.0 (as the released code does), the generator keeps as many channels a
 head, and the vocabulary is a SentencePiece model of the same size. Not run here: `python -m launch.plan
---config=configs/pretrain_electra_small.py` counts 14.3 million parameters and 1.2e18 FLOPs (the paper: 14 million and
+--config=configs/pretrain_electra_small.py` counts 14.2 million parameters and 1.2e18 FLOPs (the paper: 14 million and
 1.4e18).
 
 What is kept is the backbone, the discriminator: `--config=configs/finetune_glue.py:task=RTE,from=runs/electra-small`.

@@ -31,7 +31,9 @@ def causal(
     each token, and whether it is predicted.
     `predict` gives `log_likelihood` float32 [B, L] of each token after those before it (0 of a segment's first), and
     `prediction` int32 [B, L], the likeliest to follow each.
+    Raises ValueError for a backbone with a convolution.
     """
+    check_reach(name, backbone)
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
@@ -75,6 +77,15 @@ def per_segment(x_BL: Array, batch) -> Array:
     """Sums over each packed segment, [B, S]."""
     of_BSL = batch["segments"][:, None] == jnp.arange(1, batch["example"].shape[1] + 1)[None, :, None]
     return (x_BL[:, None] * of_BSL).sum(-1)
+
+
+def check_reach(name: str, backbone: Backbone) -> None:
+    """Raises ValueError for a backbone of which states see what comes after them, whatever attention does."""
+    if backbone.config.conv:
+        raise ValueError(
+            f"{name} predicts what comes next, and the backbone's convolution (conv={backbone.config.conv}) sees it: "
+            "set backbone conv=0"
+        )
 
 
 def following(row) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from model import ops, random
 from model.heads import mlm_head
 from model.types import Backbone
-from objectives.causal import following
+from objectives.causal import check_reach, following
 from objectives.likelihood import pseudo
 from objectives.masking import Rate, masking
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
@@ -50,6 +50,7 @@ def hybrid(
     `probability` [B, L]; of a segment's first token they say nothing.
     Raises ValueError for shares outside [0, 1] or an unknown choice or unit.
     """
+    check_reach(name, backbone)
     if not 0 <= causal <= 1:
         raise ValueError(f"{name} causal={causal} must be a share between 0 and 1")
     hide = masking(

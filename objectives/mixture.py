@@ -151,16 +151,20 @@ def mix(
 
 
 def _groups(parts: tuple[Objective, ...], row: dict, made: dict[str, dict]) -> list[list[Objective]]:
-    """Which objectives share a pass, those that move tokens before those that hide them."""
+    """Which objectives share a pass, those that move tokens before those that hide them. What narrows the view, as
+    causal does, has its own: [CLS] would see nothing of a pair.
+    """
 
     def kind(part: Objective) -> str:
-        changed = {k for k in row if made[part.name][k] is not row[k]} | (made[part.name].keys() & {"reach"})
+        if "reach" in made[part.name]:
+            return "narrows"
+        changed = {k for k in row if made[part.name][k] is not row[k]}
         return "moves" if changed & {*_PLACES} else "hides" if changed else "reads"
 
-    of = {k: [part for part in parts if kind(part) == k] for k in ("moves", "hides", "reads")}
+    of = {k: [part for part in parts if kind(part) == k] for k in ("moves", "hides", "narrows", "reads")}
     n = max(len(of["moves"]), len(of["hides"]))
     pairs = [of["moves"][i : i + 1] + of["hides"][i : i + 1] for i in range(n)]
-    return pairs + ([of["reads"]] if of["reads"] else [])
+    return pairs + [[part] for part in of["narrows"]] + ([of["reads"]] if of["reads"] else [])
 
 
 def _sharing(

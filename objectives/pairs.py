@@ -34,7 +34,7 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
             )
         first_S, second_S = lengths(row)
         lucky_S = random.uniform(random.fold(key, name), random.segments(row)) < rate
-        drawn_S = lucky_S & (first_S > 0)
+        drawn_S = lucky_S & (second_S > 0)
         changed_S = drawn_S & (drawn_S.sum() > 1)
         # the next that is drawn, round the row: the least distance from each to one of them
         S = len(first_S)
@@ -42,7 +42,7 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
         next_S = jnp.where(changed_S[None], distance_SS, S + 1).argmin(-1)
         source_S = jnp.where(changed_S, next_S, jnp.arange(S))
         row = _joined(row, first_S, second_S, source_S)
-        return row | {name: dict(label=changed_S.astype(jnp.int32))}
+        return row | {name: dict(label=changed_S.astype(jnp.int32), there=(second_S > 0).astype(jnp.float32))}
 
     return _binary(backbone, name, corrupt, dropout)
 
@@ -52,7 +52,8 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     change places with probability `rate`.
 
     Rows hold pairs, as `train.data.rows:pair_sentences` makes them. A corrupted row holds the new `tokens` and `types`,
-    and under `name` `label` int32 [S], 1 where they changed. `predict` as of `nsp`.
+    and under `name` `label` int32 [S], 1 where they changed, and `there` float32 [S], 0 of a text alone, which is
+    neither changed nor counted. `predict` as of `nsp`.
     Raises ValueError unless `rate` lies between 0 and 1.
     """
     if not 0 < rate < 1:
@@ -61,7 +62,7 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         first_S, second_S = lengths(row)
         luck_S = random.uniform(random.fold(key, name), random.segments(row))
-        changed_S = (luck_S < rate) & (first_S > 0)
+        changed_S = (luck_S < rate) & (second_S > 0)
         index_L = jnp.maximum(row["segments"] - 1, 0)
         first_L, second_L, changed_L = (ops.take(x, index_L) for x in (first_S - 1, second_S, changed_S))
         at_L = row["positions"] - 1  # among the two spans, each with its [SEP]; the [CLS] stays
@@ -70,7 +71,8 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
         place_L = jnp.arange(at_L.size)
         tokens_L = ops.take(row["tokens"], jnp.where(moves_L, place_L - at_L + from_L, place_L))
         types_L = jnp.where(moves_L, (at_L >= second_L).astype(row["types"].dtype), row["types"])
-        return row | {"tokens": tokens_L, "types": types_L, name: dict(label=changed_S.astype(jnp.int32))}
+        mine = dict(label=changed_S.astype(jnp.int32), there=(second_S > 0).astype(jnp.float32))
+        return row | {"tokens": tokens_L, "types": types_L, name: mine}
 
     return _binary(backbone, name, corrupt, dropout)
 
@@ -108,7 +110,7 @@ def _binary(backbone: Backbone, name: str, corrupt, dropout: float) -> Objective
     head = pooled_head(backbone.config, 2, dropout=dropout)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
-        present_BS = present(batch)
+        present_BS = present(batch) * batch[name]["there"]
         logits_BSC = head.apply(params[name], encode, batch, key)
         nll_BS, hit_BS = ops.cross_entropy(logits_BSC, batch[name]["label"])
         count = present_BS.sum()

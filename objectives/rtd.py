@@ -52,9 +52,9 @@ def rtd(
         gradient-disentangled (He et al. 2021, https://arxiv.org/abs/2111.09543, section 3.2 and equation 5): the
         generator's E is trained by its own loss alone, and the discriminator reads E + delta, where delta begins at
         zero and the discriminator's loss trains it alone. E is `{name}/generator/embed/tokens` and delta
-        `{name}/delta`; `backbone/embed/tokens` is a frozen leaf that begins as E (what is carried becomes E) and after
-        each update is made their sum, so that the backbone alone is the whole discriminator, for whoever carries it.
-        That is a third table, without moments.
+        `{name}/delta`; `backbone/embed/tokens` is a frozen leaf that begins as E (what is carried becomes E, less a
+        carried delta) and after each update is made their sum, so that the backbone alone is the whole discriminator,
+        for whoever carries it. That is a third table, without moments.
 
     A corrupted row holds the masked `tokens`, and what `objectives.hiding.hiding` says under `name`.
     `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.
@@ -100,7 +100,8 @@ def rtd(
         chance = random.fold(random.key(0) if key is None else key, name, "sample")
         ids_BP = ops.pick(random.tokens(dict(batch)), mine["index"])
         luck_BPV = random.gumbel(chance, ids_BP, logits_BPV.shape[-1])
-        sample_BP = (jax.lax.stop_gradient(ops.wide(logits_BPV)) + luck_BPV).argmax(-1)
+        logits_BPV = jnp.where(jnp.arange(cfg.V) < vocab.size, jax.lax.stop_gradient(ops.wide(logits_BPV)), -jnp.inf)
+        sample_BP = (logits_BPV + luck_BPV).argmax(-1)
         target_BP, weight_BP = mine["target"], mine["weight"]
         new_BP = jnp.where(weight_BP > 0, sample_BP, target_BP)
         tokens_BL = set_at(batch["tokens"], mine["index"], new_BP)
@@ -138,7 +139,9 @@ def rtd(
         return Objective(name, loss, predict, init, axes, hide)
 
     def begin(params: dict) -> dict:
-        theirs = _with(params[name]["generator"], tokens=params["backbone"]["embed"]["tokens"])
+        # delta is zero, or carried with a backbone that is already the sum
+        tokens_VE = params["backbone"]["embed"]["tokens"] - params[name]["delta"]
+        theirs = _with(params[name]["generator"], tokens=tokens_VE)
         return params | {name: params[name] | {"generator": theirs}}
 
     def after(params: dict, step: Array) -> dict:

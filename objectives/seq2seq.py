@@ -84,7 +84,8 @@ def span_corruption(
     name: str = "seq2seq",
 ) -> Objective:
     """T5's objective (Raffel et al. 2019, https://arxiv.org/abs/1910.10683, section 3.1.4): spans of a text are each
-    replaced by a sentinel, and the decoder writes every sentinel and what it stands for, then [SEP].
+    replaced by a sentinel, and the decoder writes every sentinel and what it stands for, then [SEP] (the paper's
+    targets have one more sentinel before it).
 
     Args:
       rate, span: the share of tokens in spans, and their mean length, see `objectives.spans.spans`. A segment's first
@@ -129,7 +130,7 @@ def span_corruption(
 
     return _objective(
         backbone, vocab, task, layers=layers, source_length=source_length, target_length=target_length,
-        smoothing=smoothing, tied=tied, beams=beams, penalty=penalty, name=name, enough=enough,
+        smoothing=smoothing, tied=tied, beams=beams, penalty=penalty, name=name, enough=enough, sentinels=sentinels,
     )  # fmt: skip
 
 
@@ -189,6 +190,7 @@ def bart(
         if empty:  # before any token but a segment's first, and not next to a span
             luck_L = random.uniform(random.fold(key, "empty"), random.tokens(row))
             here_L = (luck_L < empty * rate / span) & (row["positions"] > 0) & ~noise_L
+            here_L &= ~jnp.zeros_like(noise_L).at[1:].set(noise_L[:-1])
             read_L1 = jnp.concatenate([jnp.full_like(read_L1, vocab.mask), read_L1], 1)
             kept_L1 = jnp.concatenate([here_L[:, None], kept_L1], 1)
         return read_L1, kept_L1, written_L[:, None], (row["positions"] > 0)[:, None]
@@ -247,6 +249,7 @@ def _objective(
     name: str,
     enough: Callable[[int, int], int] = lambda L, S: L,
     needs: tuple[str, ...] = (),
+    sentinels: int = 0,
 ) -> Objective:
     """`enough` are the places that targets take, of rows of L tokens in S segments."""
     cfg = backbone.config
@@ -261,6 +264,7 @@ def _objective(
         )
     writer, head = decoder(cfg, layers=layers), mlm_head(cfg, tied=tied, activation=None)
     banned_V = np.isin(np.arange(cfg.V), np.setdiff1d([vocab.pad, vocab.cls, vocab.mask], [vocab.sep]))
+    banned_V |= np.arange(cfg.V) >= vocab.size + sentinels  # no token has these
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         L, S = row["tokens"].shape[0], row["example"].shape[0]

@@ -133,6 +133,10 @@ def test_a_hybrid_of_causal_segments_alone_is_causal(bb, vocab):
     got = loss(both, bb, {"backbone": params["backbone"], "hybrid": params["causal"]}, corrupt(both, rows))
     assert got["loss"] == got["hybrid_causal"] == want["causal"]
     assert np.isnan(got["hybrid_masked"])
+    convolved = backbone(sized("tiny", V=V, D=16, heads=4, F=32, max_length=48, conv=3))
+    for objective in (causal, hybrid):
+        with pytest.raises(ValueError, match=r"convolution .conv=3. sees it: set backbone conv=0"):
+            objective(convolved, vocab)
     with pytest.raises(ValueError, match=r"hybrid causal=1\.5 must be a share between 0 and 1"):
         hybrid(bb, vocab, causal=1.5)
     with pytest.raises(ValueError, match=r"hybrid rate=0 must be a share"):

@@ -15,6 +15,7 @@ from objectives import types
 from objectives.causal import causal
 from objectives.classify import classify
 from objectives.contrastive import contrastive
+from objectives.hybrid import hybrid
 from objectives.mixture import mix
 from objectives.mlm import mlm
 from objectives.pairs import nsp, sop
@@ -108,6 +109,8 @@ def test_one_pass_is_that_of_corruptions_done_in_turn(bb, vocab, packed):
         ((mlm, causal), 2),
         ((nsp, mlm, causal), 2),
         ((nsp, sop), 2),
+        ((causal, nsp), 2),  # where [CLS] sees itself alone no pair can be told
+        ((hybrid, sop), 2),
         ((mlm, partial(classify, classes=3)), 2),
         ((partial(classify, classes=3), partial(classify, classes=2, name="other", pooling="mean")), 1),
         ((contrastive, partial(classify, classes=3)), 2),
