@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vocabularies import BERT, FAMILIES, LINES, ROBERTA, WORDS, published, wordpiece
 
 from model import random
-from objectives.masking import choose
+from objectives.masking import masking
 from train.data.published import Published, _separators, load_wordpiece
 from train.data.rows import pack_documents
 from train.data.source import Record
@@ -160,9 +160,7 @@ def test_whole_words_are_hidden_together(family):
     rows = pack_documents([Record(text, None, None, "") for text in texts], tokenizer, 96, segments=2).arrays
     row = jax.tree.map(lambda x: x[0], rows)
     ordinary = ~np.isin(row["tokens"], tokenizer.vocab.special) & (row["segments"] > 0)
-    _, luck = choose(
-        random.key(0), row, ordinary, tokenizer.vocab.word_starts, rate=0.5, choice="exact", unit="word", span=1
-    )
+    _, luck, _ = masking("mlm", tokenizer.vocab, rate=0.5, unit="word").choose(random.key(0), row, 0)
     for segment, text in enumerate(texts, start=1):
         at = np.flatnonzero(ordinary & (row["segments"] == segment))
         cuts = at[1:][np.diff(luck[at]) != 0]
