@@ -79,17 +79,22 @@ scale.defvjp(
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     """logits [..., V], labels int [...] -> -log softmax(logits)[label], and 1.0 where the label scores highest.
 
-    Both in float32. Keeps the logits and one number a row for the backward pass, never a second array of size V.
+    Both in float32. Of n labels that score highest alike, as they do at times in bfloat16, each has 1 / n. A label that
+    there is not is nan. Keeps the logits and one number a row for the backward pass, never a second array of size V.
     """
     return _cross_entropy(logits, labels)[0]
 
 
 def _cross_entropy(logits: Array, labels: Array):
-    logits32 = wide(logits)
+    logits32 = wide(jnp.asarray(logits))
     top = logits32.max(-1)
     normalizer = top + jnp.log(jnp.exp(logits32 - top[..., None]).sum(-1))
-    picked = take(logits32, *jnp.indices(labels.shape, sparse=True), labels)
-    return (normalizer - picked, (picked >= top).astype(picked.dtype)), (logits, normalizer, labels)
+    at = (*jnp.indices(labels.shape, sparse=True), labels)
+    picked = logits32.at[at].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    hit = (picked >= top).astype(picked.dtype)
+    if logits.dtype.itemsize < 4:  # alike by chance, one in thirty of a vocabulary: to count takes a pass
+        hit = hit / (logits32 == top[..., None]).sum(-1, dtype=hit.dtype)
+    return (normalizer - picked, hit), (logits, normalizer, labels)
 
 
 def _cross_entropy_grad(residual, cotangents):
