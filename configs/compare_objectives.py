@@ -47,6 +47,9 @@ OBJECTIVES: dict[str, dict] = {
     ),
     "mlm|causal": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), causal=_CAUSAL | dict(weight=1.0)), alternate=True),
 }
+# at init_std 0.02 a small backbone stays long on the unigram plateau; wider ones want less of it and smaller steps,
+# both by the square root of the width over that of tiny
+WIDER = {"tiny": 1.0, "mini": 2**0.5, "small": 2.0, "medium": 2.0, "base": 6**0.5, "large": 8**0.5}
 VOCABULARY = 8192
 PAIRS = ("mlm+nsp", "mlm+sop")  # their rows hold pairs of spans
 DROPOUT = ("contrastive", "mlm+contrastive")  # the two views of a text are two draws of it
@@ -60,6 +63,9 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     at = DEFAULTS | given
     if at["objective"] not in OBJECTIVES:
         raise ValueError(f"objective={at['objective']} is not one of {', '.join(OBJECTIVES)}")
+    if at["size"] not in WIDER:
+        raise ValueError(f"size={at['size']} is not one of {', '.join(WIDER)}")
+    wider = WIDER[at["size"]]
     train = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_train.jsonl.gz")
     valid = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_valid.jsonl.gz")
     rows: dict = dict(factory="train.data.rows:pack_documents", length=128)
@@ -79,17 +85,16 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         lowercase=True,
         sentences=20_000,
     )
-    # at init_std 0.02 a small backbone stays long on the unigram plateau
     config.backbone = dict(
-        size=at["size"], position="rope", norm_at="pre", mlp="geglu", bias=False, types=2, init_std=0.06, eps=1e-5,
-        dropout=dropout, attention_dropout=dropout, max_length=128, **more,
+        size=at["size"], position="rope", norm_at="pre", mlp="geglu", bias=False, types=2, init_std=0.06 / wider,
+        eps=1e-5, dropout=dropout, attention_dropout=dropout, max_length=128, **more,
     )  # fmt: skip
     config.pretrain = dict(
         objective=objective,
         data=dict(rows, source=train),
         evals=dict(valid=dict(rows, source=valid)),
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
-        schedule=dict(factory="train.schedule:linear", peak=2e-3, warmup=0.05),
+        schedule=dict(factory="train.schedule:linear", peak=2e-3 / wider, warmup=0.05),
         batch=32,
         steps=int(at["steps"]),
         seed=int(at["seed"]),
