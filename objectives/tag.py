@@ -24,14 +24,14 @@ def tag(
     The batch's `tags` are int32 [B, L], 1 + the class, and 0 at every token that has none, which counts for nothing;
     `train.data.words:tag_words` makes them. `activation` and `norm` are those of `model.heads.token_head`.
     `predict` gives, at every token, `prediction` int32 [B, L] and `probabilities` [B, L, classes].
-    Where the names are those of IOB2 (O, and B- or I- before a kind of entity), evaluation finds `entity_f1` beside the
-    accuracy, see `train.evaluate.score`.
+    Where the names are those of IOB or IOBES (O, and B-, I-, E- or S- before a kind of entity), evaluation finds
+    `entity_f1` beside the accuracy, see `train.evaluate.score`.
     Raises ValueError for fewer than two classes, one that is named twice, or a string for their tuple.
     """
     if isinstance(classes, str) or len(set(classes)) != len(classes) or len(classes) < 2:
         raise ValueError(f"tag classes={classes!r}: expected a tuple of at least two names, none twice")
     head = token_head(backbone.config, len(classes), activation=activation, norm=norm, dropout=dropout)
-    entities = all(c == "O" or c.startswith(("B-", "I-")) for c in classes)
+    entities = all(c == "O" or c.startswith(("B-", "I-", "E-", "S-")) for c in classes)
 
     def logits(params: dict, encode, batch, key) -> Array:
         return head.apply(params[name], encode(batch, key).hidden, batch, key)

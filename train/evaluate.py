@@ -206,8 +206,8 @@ def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queri
     there are two classes, else the macro average; the correlations are nan where predictions are all alike.
     exact_match, f1_micro and f1_macro are of arrays [N, classes] of 0 and 1, averaged over examples, over all answers,
     and over classes.
-    entity_f1 is of a sequence of classes for each example, with `classes` their names in IOB2: micro-averaged over
-    entities, read as the script of CoNLL-2000 does (seqeval's default mode: an I- with nothing to go on from begins an
+    entity_f1 is of a sequence of classes for each example, with `classes` their names in IOB or IOBES: micro-averaged
+    over entities, read as the script of CoNLL-2000 does (seqeval's default mode: an I- with nothing before it begins an
     entity). Of rankings, see `train.ranking`; queries [N, ...] tell whose candidate each is.
     """
     check_score(name)

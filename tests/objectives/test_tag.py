@@ -93,6 +93,43 @@ def test_entities_that_begin_with_no_b_count_as_conlleval_counts_them():
     assert evaluate.score("entity_f1", true, [np.array([1, 0, 0, 3])], NAMES) == 0.5
 
 
+def test_entities_of_other_schemes(model, vocab):
+    """IOBES's are those of the same words in IOB2; IOB1 begins one by B only where it follows its like."""
+    names = ("O", "B-a", "I-a", "E-a", "S-a", "B-b", "I-b", "E-b", "S-b")
+    assert tag(model[0], vocab, classes=names).scores == ("entity_f1",)
+    rng = np.random.default_rng(0)
+    true, found = [], []  # [(length, kind)], 0 between them
+    for out in (true, found):
+        for _ in range(200):
+            spans = [
+                (int(n), kind) for n, kind in zip(rng.integers(1, 3, 4), rng.choice(["a", "b", ""], 4), strict=True)
+            ]
+            out.append(spans)
+
+    def tags(spans, scheme):
+        words, before = [], ""
+        for n, kind in spans:
+            if not kind:
+                words += ["O"] * n
+            elif scheme == "IOBES":
+                words += [f"S-{kind}"] if n == 1 else [f"B-{kind}", *[f"I-{kind}"] * (n - 2), f"E-{kind}"]
+            else:
+                first = "B" if scheme == "IOB2" or kind == before else "I"
+                words += [f"{first}-{kind}", *[f"I-{kind}"] * (n - 1)]
+            before = kind
+        return np.array([names.index(word) for word in words])
+
+    for spans, others in zip(true, found, strict=True):  # of as many words
+        gap = sum(n for n, _ in spans) - sum(n for n, _ in others)
+        (others if gap > 0 else spans).extend([(1, "")] * abs(gap))
+    got = {
+        scheme: evaluate.score("entity_f1", *[[tags(spans, scheme) for spans in of] for of in (true, found)], names)
+        for scheme in ("IOB1", "IOB2", "IOBES")
+    }
+    assert 0 < got["IOB2"] < 1
+    assert len(set(got.values())) == 1
+
+
 def test_parts_of_speech_have_accuracy_alone(model, vocab):
     assert tag(model[0], vocab, classes=("NOUN", "VERB")).scores == ()
 
