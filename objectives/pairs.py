@@ -12,11 +12,11 @@ from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float = 0.1, name: str = "nsp") -> Objective:
     """Next-sentence prediction (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 3.1, task 2).
 
-    Rows hold pairs packed, as `train.data.rows:pair_sentences` makes them. Each is drawn with probability `rate` to
-    lose its second span; the drawn ones of a row pass theirs on, each to the next. One that is drawn alone in its row
-    keeps its own. With whom a pair changes hangs on how pairs are packed (`pair_sentences` puts those of a document in
-    different rows): this objective is exempt from invariance to packing, and wants several pairs a row (`segments` and
-    `longest` of `pair_sentences`).
+    Rows hold pairs packed, as `train.data.rows:pair_sentences` with `segments` makes them. Of the n pairs of a row
+    `rate` * n, rounded at random, are drawn to lose their second spans and pass them on, each to the next: never one
+    alone, and none in a row of one pair, but `rate` of all others. With whom a pair changes hangs on how pairs are
+    packed (`pair_sentences` puts those of a document in different rows): this objective is exempt from invariance to
+    packing.
 
     A corrupted row holds the new `tokens`, `segments`, `positions` and `types`, and under `name` `label` int32 [S], 0
     where the second span follows the first and 1 where it does not.
@@ -29,13 +29,16 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         if row["example"].shape[0] < 2:
             raise ValueError(
-                f"{name} changes the second spans of the pairs that share a row, and these rows hold one pair: set "
-                f"segments=4 and a `longest` of a fourth of the length, or the like"
+                f"{name} changes the second spans of the pairs that share a row, and these rows hold one pair: set the "
+                f"data's segments=4, or the like"
+            )
+        if row["tokens"].shape[0] > backbone.config.max_length:
+            raise ValueError(
+                f"{name} joins the spans of any two pairs of a row, and these may have up to {row['tokens'].shape[0]} "
+                f"tokens together: more than the backbone's max_length={backbone.config.max_length}"
             )
         first_S, second_S = lengths(row)
-        lucky_S = random.uniform(random.fold(key, name), random.segments(row)) < rate
-        drawn_S = lucky_S & (second_S > 0)
-        changed_S = drawn_S & (drawn_S.sum() > 1)
+        changed_S = _drawn(random.fold(key, name), row, second_S > 0, rate)
         # the next that is drawn, round the row: the least distance from each to one of them
         S = len(first_S)
         distance_SS = (jnp.arange(S)[None] - jnp.arange(S)[:, None] - 1) % S + 1
@@ -45,6 +48,20 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
         return row | {name: dict(label=changed_S.astype(jnp.int32), there=(second_S > 0).astype(jnp.float32))}
 
     return _binary(backbone, name, corrupt, dropout)
+
+
+def _drawn(key: Array, row: dict, there_S: Array, rate: float) -> Array:
+    """bool [S]: of the n pairs that are there rate * n on average, each as likely, and never one alone; for n of 2 or
+    more that is what it takes.
+    """
+    ids_S = random.segments(row)
+    n = there_S.sum()
+    wanted = rate * n
+    luck = random.uniform(random.fold(key, "count"), ids_S)[0]
+    count = jnp.where(wanted < 2, 2 * (luck < wanted / 2), jnp.floor(wanted + luck))
+    order_S = jnp.argsort(jnp.where(there_S, random.uniform(key, ids_S), 2.0))
+    place_S = jnp.zeros_like(order_S).at[order_S].set(jnp.arange(len(order_S)))
+    return there_S & (place_S < jnp.where(n > 1, count, 0))
 
 
 def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float = 0.1, name: str = "sop") -> Objective:

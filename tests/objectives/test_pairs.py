@@ -11,6 +11,7 @@ from toys import V, pack
 from model import random
 from model.backbone import backbone
 from model.config import sized
+from objectives import pairs as pairs_of
 from objectives.pairs import nsp, sop
 from train import step as training
 
@@ -65,9 +66,25 @@ def test_next_sentences(bb, vocab, rows):
             assert after[s] == before[s]
         beyond = out["segments"][b] == 0
         assert beyond.sum() == (rows["segments"][b] == 0).sum() and (out["tokens"][b][beyond] == 0).all()
-    # of three pairs two or three are drawn with .6 ** 2 * .4 * 3 + .6 ** 3, of two both with .36
-    want = 12 * (3 * (2 * 0.432 + 3 * 0.216) + 3 * 2 * 0.36)
-    assert abs(drawn - want) < 4.5 * np.sqrt(12 * 6 * 1.3)
+    there = sum(len(row) for row in LAYOUT if len(row) > 1)
+    assert abs(drawn - 0.6 * there) < 4.5 * np.sqrt(len(LAYOUT))
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
+def test_so_many_lose_their_second_span(rate):
+    """`rate` of the pairs of rows with two or more, each pair as likely, and never one of a row alone."""
+    ids = np.arange(4000 * 4, dtype=np.uint32).reshape(4000, 4)
+    example = np.stack([np.zeros_like(ids), ids], -1)
+    for n in (1, 2, 3, 4):
+        there = np.isin(np.arange(4), np.random.default_rng(n).permutation(4)[:n])
+        draw = jax.vmap(lambda e, there=there: pairs_of._drawn(random.key(3), {"example": e}, there, rate))
+        drawn = np.asarray(jax.jit(draw)(example))
+        assert set(drawn.sum(1)) <= {0, 2, 3, 4}
+        assert not drawn[:, ~there].any()
+        want = rate if n > 1 else 0.0
+        np.testing.assert_allclose(drawn[:, there].mean(0), want, atol=4.5 * np.sqrt(0.25 / 4000))
+        if rate * n >= 2:
+            assert abs(drawn.sum(1) - rate * n).max() < 1
 
 
 def test_sentence_order(bb, vocab, rows):
@@ -85,3 +102,9 @@ def test_sentence_order(bb, vocab, rows):
 def test_refusals(bb, vocab, objective):
     with pytest.raises(ValueError, match=rf"{objective.__name__} rate=1 is the share of pairs"):
         objective(bb, vocab, rate=1)
+
+
+def test_changed_pairs_have_their_places(vocab):
+    short, rows = backbone(sized("tiny", V=V, D=16, heads=4, F=32, max_length=16)), pack([[0, 1, 2]], 80, 3)
+    with pytest.raises(ValueError, match=r"nsp joins the spans of any two pairs .* up to \d+ tokens together"):
+        training.corrupted(rows, random.key(0), 0, nsp(short, vocab))
