@@ -15,6 +15,8 @@ After the colon come key=value pairs, split by commas:
     question, choices, label   keys (defaults: those above); choices may be several keys of a text each, split by |
     most        the most choices that a question has (default: 4)
     length      tokens of a question with all its choices; longer ones are cut (default: 512)
+    longest     tokens of a question with one of them, no more than the backbone's max_length; what is longer is cut
+                (default: 512). Four choices of so many each are length=2048
     rank        mrr, ndcg@10, recall@5, ...: see train.ranking (default: none, choose by accuracy)
 
 Candidates by the million are embedded, each once, by objectives.contrastive: see configs/contrastive_stsb.py.
@@ -25,7 +27,7 @@ import ml_collections
 
 DEFAULTS = {
     "stage": "pretrain", "question": "question", "choices": "choices", "label": "label", "most": "4", "length": "512",
-    "rank": "none",
+    "longest": "512", "rank": "none",
 }  # fmt: skip
 REQUIRED = ("from", "train", "dev")
 
@@ -48,6 +50,7 @@ def get_config(arguments: str = "from=runs/pretrain,train=train.jsonl,dev=dev.js
         return dict(
             factory="train.data.groups:text_groups", source=source, length=int(at["length"]), segments=most,
             classes=None if ranked else tuple(map(str, range(most))), joined=True, truncate=True,
+            longest=int(at["longest"]),
         )  # fmt: skip
 
     config = ml_collections.ConfigDict()

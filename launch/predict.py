@@ -108,7 +108,8 @@ def predict(trained: Trained, records: list, section: dict | None = None) -> Ite
     if not records:
         raise ValueError("there is no text to predict for")
     section = _first(trained.made.data) if section is None else section
-    length = section.get("length", trained.backbone.config.max_length)
+    most = trained.backbone.config.max_length
+    length = min(section.get("length", most), most)
     if trained.objective.truth == "answers":
         yield from _answers(trained, records, length, section)
         return

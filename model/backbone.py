@@ -167,7 +167,8 @@ def backbone(
     than they need, all keys and values but their queries, sums and feed-forward (unless it attends by blocks, or
     something is captured).
 
-    `encode` raises ValueError for a row longer than `max_length` or an unknown capture. Captures are "hidden"
+    A row may be longer than `max_length`, a segment of it not: `encode` raises ValueError where it can see that, and
+    inside jit makes such tokens nan. It raises ValueError for an unknown capture too. Captures are "hidden"
     [layers + 1, B, L, D] (the embedding's output first) and "attention" [layers, B, N, L, L] (probabilities before
     dropout).
 
@@ -377,6 +378,7 @@ def _unstack(params: Params, n: int) -> list[Params]:
 def _check(cfg: BackboneConfig, batch: Batch, capture: tuple[str, ...]) -> None:
     if unknown := [c for c in capture if c not in CAPTURES]:
         raise ValueError(f"capture {unknown[0]!r} is unknown; what can be captured is {', '.join(CAPTURES)}")
-    length = batch["tokens"].shape[1]
-    if length > cfg.max_length:
-        raise ValueError(f"rows of {length} tokens do not fit a backbone of max_length={cfg.max_length}")
+    if batch["tokens"].shape[1] > cfg.max_length and not isinstance(batch["positions"], jax.core.Tracer):
+        longest = int(batch["positions"].max()) + 1
+        if longest > cfg.max_length:
+            raise ValueError(f"segments of {longest} tokens do not fit a backbone of max_length={cfg.max_length}")

@@ -208,6 +208,8 @@ class Embedding(nn.Module):
 
         tokens_VE = table("tokens", cfg.V)
         x_BLE = ops.take(tokens_VE, batch["tokens"]) if inputs is None else inputs
+        if batch["tokens"].shape[1] > cfg.max_length:  # no place for a token of a longer segment, nor a silent one
+            x_BLE = jnp.where((batch["positions"] < cfg.max_length)[..., None], x_BLE, jnp.nan)
         if cfg.position == "learned":
             table_PE = table("positions", cfg.first_position + cfg.max_length)
             x_BLE = x_BLE + ops.take(table_PE, batch["positions"] + cfg.first_position)

@@ -43,7 +43,7 @@ def contrastive(
     first one itself.
     Dropout alone tells the views of "dropout" apart: in evaluation, without, its loss is of equal views.
     Raises ValueError for a word that is none of these, a temperature that is not positive, and while tracing for a
-    batch of one text, and where two views are to be trained without dropout.
+    batch with room for one text, and where two views are to be trained without dropout.
     """
     for key, value, known in (("positives", positives, POSITIVES), ("similarity", similarity, SIMILARITIES)):
         if value not in known:

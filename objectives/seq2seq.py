@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +53,9 @@ def translate(
     [source_length]; `target`, another, of what the decoder reads; `label` int32 [target_length], what it is to write;
     `surplus`, how many tokens of that were cut, and `lost`, how many of the source; of a segment whose source is lost
     whole nothing is written.
-    `predict` gives `prediction` int32 [B, S, target_length], which ends in [SEP] if it is finished, zeros following,
-    and `score` float32 [B, S]. Of a row without types it reads all.
-    Raises ValueError for lengths that the backbone has no place for, and for what is out of bounds.
+    `predict` gives `prediction` int32 [B, S, T], T the least of target_length and the backbone's max_length, which ends
+    in [SEP] if it is finished, zeros following, and `score` float32 [B, S]. Of a row without types it reads all.
+    Raises ValueError for what is out of bounds.
     """
 
     def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:
@@ -202,8 +203,8 @@ def bart(
 
 
 def _check_spans(name: str, rate: float, span: float) -> None:
-    if not 0 < rate < 1:
-        raise ValueError(f"{name} rate={rate} is the share of tokens in spans, between 0 and 1")
+    if not isinstance(rate, Real) or not 0 < rate < 1:
+        raise ValueError(f"{name} rate={rate!r} is the share of tokens in spans, one number between 0 and 1")
     if span < 1:
         raise ValueError(f"{name} span={span} is a mean length in tokens and must be at least 1")
 
@@ -254,8 +255,8 @@ def _objective(
     """`enough` are the places that targets take, of rows of L tokens in S segments."""
     cfg = backbone.config
     for what, length in dict(source_length=source_length, target_length=target_length).items():
-        if length is not None and not 1 <= length <= cfg.max_length:
-            raise ValueError(f"{name} {what}={length} must be from 1 to the backbone's max_length={cfg.max_length}")
+        if length is not None and length < 1:
+            raise ValueError(f"{name} {what}={length} is a number of places in a row and must be at least 1")
     if not 0 <= smoothing < 1:
         raise ValueError(f"{name} smoothing={smoothing} is a share of the loss and must be in [0, 1)")
     if beams < 1 or penalty < 0 or (beams == 1 and penalty):
@@ -316,7 +317,7 @@ def _objective(
 
         source = jax.vmap(read)(rows, kept_BL) | {"example": batch["example"]}
         segments_BQ = jnp.broadcast_to(jnp.repeat(jnp.arange(1, S + 1, dtype=jnp.int32), beams)[None], (B, S * beams))
-        steps = target_length or enough(L, S)
+        steps = min(target_length or enough(L, S), cfg.max_length)
         own, memory_BMD = params[name], encode(source).hidden
         cache, step = writer.start(own["decoder"], params["backbone"], source, memory_BMD, segments_BQ, steps)
 

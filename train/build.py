@@ -8,6 +8,7 @@ import importlib.metadata
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from objectives.types import Objective, Vocab
 from train import checkpoint, evaluate, sharding, tree
 from train import step as training
 from train.data.layout import LAYOUTS
-from train.data.table import table
+from train.data.table import Table, table
 from train.stage import Carry, Stage
 
 # what an objective's key in the params or in a row cannot be
@@ -380,6 +381,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir) for k, v in made.evals.items()}
     for where, held in {"data": data, **{f"evals.{k}": v for k, v in evals.items()}}.items():
         check_needs(objective, table(held).read(np.arange(1)), f"{name}.{where}", scored=where != "data")
+        check_length(bb, table(held), f"{name}.{where}")
     check_trace(made, name, bb, objective, table(data).read(np.arange(1)))
     source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
     identity = identity_of(made) | {"sources": source_of}
@@ -407,6 +409,16 @@ def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, sco
             "`types` are of pairs: train.data.rows:pair_sentences, or a source with a pair; `labels` of a source with "
             "a label; `group` of train.data.groups:text_groups, from records of several texts; `tags` of "
             "train.data.words:tag_words; `answers` of train.data.answers:answer_windows"
+        )
+
+
+def check_length(bb: Backbone, held: Table, where: str) -> None:
+    """Raises ValueError where a segment is longer than the backbone has places for; a row may be."""
+    length, most = held.read(np.arange(1))["tokens"].shape[1], bb.config.max_length
+    if length > most and (longest := held.longest) > most:
+        raise ValueError(
+            f"{where}: its longest text has {longest} tokens, and the backbone has max_length={most}: make the rows' "
+            f"length={most}, or `longest` where they take one, or the backbone longer"
         )
 
 
@@ -483,7 +495,19 @@ def _carry(made: Spec, name: str, workdir: Path) -> Carry | None:
 def identity_of(made: Spec) -> dict:
     """What of a stage may not change under its workdir."""
     kept = {k: getattr(made, k) for k in _IDENTITY}
-    return named(kept | {"backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}}, version_of)
+    kept |= {
+        "backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}, "objective": read(made.objective),
+    }  # fmt: skip
+    return named(kept, version_of)
+
+
+def read(config: Any) -> Any:
+    """A plain config with a hash of its content beside the path of each file, so that an edited one is another."""
+    if isinstance(config, dict):
+        return {k: read(v) for k, v in config.items()}
+    if isinstance(config, str) and os.path.isfile(path := os.path.expandvars(config)):
+        return f"{config} (content {hashlib.blake2b(Path(path).read_bytes(), digest_size=4).hexdigest()})"
+    return config
 
 
 def origin(config: dict, name: str, cfg: BackboneConfig, vocab: Vocab) -> dict:

@@ -1,6 +1,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toys import V, pack, params_of
@@ -85,10 +86,22 @@ def test_types_of_a_model_that_has_one():
     np.testing.assert_array_equal(got, want)
 
 
-def test_a_row_too_long():
-    bb = backbone(sized("tiny", **TOY | dict(max_length=16)))
-    with pytest.raises(ValueError, match="rows of 40 tokens do not fit a backbone of max_length=16"):
-        bb.encode(params_of(bb), pack([[0]], 40, 1))
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_a_row_may_be_longer_than_its_segments(position):
+    """Than any text may be that it holds; a text that is too long is refused, or no number where nobody can refuse."""
+    bb = backbone(sized("tiny", **TOY | dict(max_length=16, position=position, dropout=0.0, attention_dropout=0.0)))
+    params = params_of(bb)
+    long = pack([[0, 1, 2]], 80, 3)
+    sizes = np.bincount(long["segments"][0])[1:4]
+    cut = lambda n: {k: v[:, :n] if k != "example" else v for k, v in long.items()}
+    assert sizes.max() <= 16 < sizes.sum()
+    each = np.asarray(bb.encode(params, long).hidden)[:, : sizes[0]]
+    np.testing.assert_allclose(each, bb.encode(params, cut(sizes[0])).hidden, atol=1e-5)
+    assert np.isfinite(jax.jit(bb.encode)(params, long).hidden).all()
+    short = backbone(sized("tiny", **TOY | dict(max_length=4, position=position)))
+    with pytest.raises(ValueError, match=f"segments of {sizes.max()} tokens do not fit a backbone of max_length=4"):
+        short.encode(params_of(short), long)
+    assert np.isnan(jax.jit(short.encode)(params_of(short), long).hidden[:, : sizes.sum()]).any(-1).all()
 
 
 def test_no_key_no_dropout():
@@ -112,6 +125,16 @@ def test_cross_entropy_against_log_softmax():
         grad = jax.grad(lambda x: ops.cross_entropy(x, labels)[0] @ np.arange(5.0))(logits)
         wanted = jax.grad(lambda x: -jax.nn.log_softmax(x)[np.arange(5), labels] @ np.arange(5.0))(logits)
         np.testing.assert_allclose(grad, wanted, atol=1e-12)
+
+
+def test_the_hits_of_labels_that_score_alike():
+    """In bfloat16 the sum over all labels is 1 whatever is alike; nobody has a label that there is not."""
+    logits = (np.random.default_rng(0).standard_normal((5000, 50)) * 3).astype(jnp.bfloat16)
+    each = np.stack([ops.cross_entropy(logits, np.full(5000, label))[1] for label in range(50)], -1)
+    np.testing.assert_allclose(each.sum(-1), 1, rtol=1e-6)
+    assert 0 < (each.max(-1) < 1).mean() < 0.1
+    for label in (-1, 50):
+        assert np.isnan(ops.cross_entropy(logits, np.full(5000, label))[0]).all()
 
 
 def test_dropout_is_unbiased_in_the_mean():

@@ -250,14 +250,14 @@ def test_what_is_written(bb, vocab, beams):
 
 
 ERRORS = [
-    (lambda bb, v: translate(bb, v, target_length=65), "seq2seq target_length=65 must be from 1 to .* max_length=64"),
-    (lambda bb, v: translate(bb, v, source_length=0), "seq2seq source_length=0 must be from 1"),
+    (lambda bb, v: translate(bb, v, source_length=0), "seq2seq source_length=0 is a number of places"),
     (lambda bb, v: translate(bb, v, smoothing=1.0), r"smoothing=1.0 is a share of the loss and must be in \[0, 1\)"),
     (lambda bb, v: translate(bb, v, beams=0), "beams=0, penalty=0.0: expected at least 1 beam"),
     (lambda bb, v: translate(bb, v, penalty=0.6), "beams=1, penalty=0.6: .* of several alone"),
     (lambda bb, v: translate(bb, v, layers=0), "decoder layers=0 must be at least 1"),
     (lambda bb, v: span_corruption(bb, v), "sentinels=100 have the ids after .* 61, .* V=69: set backbone V=161"),
     (lambda bb, v: span_corruption(bb, v, rate=1.0, sentinels=8), "span_corruption rate=1.0 is the share"),
+    (lambda bb, v: span_corruption(bb, v, rate=(0.3, 0.15, 9), sentinels=8), "one number between 0 and 1"),
     (
         lambda bb, v: corrupt(bart(bb, v, span=9.0, rate=0.1), pack([[0, 1]], 48, 2)),
         "rows of 48 tokens have 5 in spans",

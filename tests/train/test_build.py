@@ -94,6 +94,11 @@ def changed(config: dict, path: str, value) -> dict:
             dict(factory="objectives.contrastive:contrastive", scores="mrr"),
             "the score 'm' is unknown; there are accuracy",
         ),
+        (
+            "backbone.max_length",
+            16,
+            r"pretrain.data: its longest text has \d+ tokens, and the backbone has max_length=16: make the rows",
+        ),
         ("backbone.heads", 3, "D=16 must be divisible by heads=3"),
         ("pretrain.mesh", "data=3", "needs 3 devices, and there are 8"),
         ("pretrain.mesh", "model=8", "'model=8' must be one of data, fsdp, tensor"),
@@ -199,6 +204,18 @@ def test_another_file_under_the_same_name_is_another_experiment(tmp_path):
     with open(tmp_path / "reviews.tsv", "a") as file:
         file.write("one more good film\tpos\n")
     assert build.stage(config_of(tmp_path), "pretrain", tmp_path / "work").identity != before
+
+
+def test_an_objective_is_what_its_files_hold(tmp_path, monkeypatch):
+    write_reviews(tmp_path / "reviews.tsv")
+    monkeypatch.setenv("LISTS", str(tmp_path))
+    with_list = dict(factory="objectives.mlm:mlm", unit="ngram", ngrams="$LISTS/ngrams.txt")
+    config = changed(config_of(tmp_path), "pretrain.objective", with_list)
+    seen = []
+    for ids in ("10 11", "10 11", "10 12"):
+        (tmp_path / "ngrams.txt").write_text(ids)
+        seen.append(build.stage(config, "pretrain", tmp_path / "work").identity["objective"]["ngrams"])
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_a_tokenizer_is_kept_whatever_it_is(folder, tmp_path):

@@ -19,6 +19,7 @@ def text_groups(
     classes: tuple[str, ...] | None = None,
     joined: bool = False,
     truncate: bool = False,
+    longest: int | None = None,
 ) -> Rows:
     """Rows of groups: the texts of a record, each a segment `[CLS] text [SEP]`, next to each other in one row.
 
@@ -33,10 +34,14 @@ def text_groups(
     record's label tells which of them is right: 1 there, else 0 (int32). Without, it is a number for each: "2.5" for
     one, "[3, 0, 1]" for three (float32): a similarity, grades of relevance.
 
+    A row may be longer than the backbone's `max_length`, which a segment may not: four choices of 512 tokens are rows
+    of length=2048 with longest=512.
+
     Raises:
       ValueError: a record of fewer than two segments, or of more than `segments`; a label that does not fit its texts;
-        a group longer than a row where `truncate` is False. With `truncate` its longest segments lose tokens at their
-        end first, of two texts the longer; the report counts the groups cut.
+        a group longer than a row, or a segment longer than `longest` tokens, where `truncate` is False. With
+        `truncate` its longest segments lose tokens at their end first, of two texts the longer; the report counts the
+        groups cut.
     """
     check(length, segments, specials=2)
     vocab = tokenizer.vocab
@@ -55,15 +60,20 @@ def text_groups(
                 f"{segments}. The columns after the first are named by pair= and more= of the source"
             )
         sizes = np.array([len(a) + (0 if b is None else len(b)) for a, b in parts])
-        room = length - len(parts) * (2 + len(between) if joined else 2)
-        if sizes.sum() > room:
-            if not truncate or room < len(parts):
+        around = 2 + len(between) if joined else 2
+        room, most = length - len(parts) * around, (longest or length) - around
+        if sizes.sum() > room or sizes.max() > most:
+            if not truncate or room < len(parts) or most < 1:
+                enough = [f"length={length - room + sizes.sum()}"] if sizes.sum() > room else []
+                enough += [f"longest={sizes.max() + around}"] if longest and sizes.max() > most else []
+                own = "" if longest is None else f", a segment of longest={longest} for {most} of its {sizes.max()}"
                 raise ValueError(
                     f"{record.where}: {sizes.sum()} tokens in {len(parts)} segments, and a row of length={length} has "
-                    f"room for {room}; set truncate=True or length={length - room + sizes.sum()}"
+                    f"room for {room}{own}; set truncate=True or {', '.join(enough)}"
                 )
             truncated += 1
-            parts = [cut(a, b, n) for (a, b), n in zip(parts, _level(sizes, room).tolist(), strict=True)]
+            kept = _level(np.minimum(sizes, most), room).tolist()
+            parts = [cut(a, b, n) for (a, b), n in zip(parts, kept, strict=True)]
         groups.append(
             [
                 (np.concatenate([cls, a, sep] if b is None else [cls, a, between, b, sep]), 1 + len(a) + len(between))
@@ -108,6 +118,8 @@ def text_groups(
 
 def _level(sizes: np.ndarray, room: int) -> np.ndarray:
     """What is left of `sizes` [n] when tokens are taken one at a time from the longest, until `room` is enough."""
+    if sizes.sum() <= room:
+        return sizes
     heights = np.arange(sizes.max() + 1)
     height = int(np.searchsorted(np.minimum(sizes, heights[:, None]).sum(1), room, "right")) - 1
     kept = np.minimum(sizes, height)

@@ -76,8 +76,8 @@ def pair_sentences(
 ) -> Rows:
     """Rows for objectives on two spans that follow each other: `[CLS] A [SEP] B [SEP]` with `types` 0 and 1.
 
-    A document's sentences are taken in order, as many as fit a row, or a pair of `longest` tokens where several are to
-    share a row (next sentence wants that: it changes the second spans of a row's pairs), and B begins at the sentence
+    A document's sentences are taken in order, as many as fit `longest` tokens (None: a row's length over `segments`, so
+    that as many pairs share a row; next sentence changes the second spans among them), and B begins at the sentence
     nearest to the middle (of a single sentence, at its middle); nothing is lost but documents of a single token,
     counted as `short`. Which span comes first, or whether B follows A, is for the objective to change: next sentence
     (Devlin et al. 2018), sentence order (Lan et al. 2019, https://arxiv.org/abs/1909.11942), contrastive spans.
@@ -87,7 +87,7 @@ def pair_sentences(
     Raises ValueError for a `length` or `longest` under 6, and for a `longest` above `length`.
     """
     check(length, segments, specials=3)
-    longest = length if longest is None else longest
+    longest = length // segments if longest is None else longest
     if not 6 <= longest <= length:  # of four tokens in rows for two one could be left over
         raise ValueError(
             f"length={length}, longest={longest}: expected at least 6 of each, for two spans with their three special "

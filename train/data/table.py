@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,11 @@ class Table(Protocol):
         """The tokens of each row, int64 [N]."""
         ...
 
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest segment."""
+        ...
+
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of these numbers, int64 [n] -> by name [n, ...], in the dtypes of `model/types.py`."""
         ...
@@ -57,6 +62,10 @@ class Memory:
     @functools.cached_property
     def sizes(self) -> np.ndarray:
         return (self._arrays["segments"] > 0).sum(1)
+
+    @property
+    def longest(self) -> int:
+        return int(np.max(self._arrays["positions"], initial=-1)) + 1
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.asarray(array[rows], dtype(name, array.dtype)) for name, array in self._arrays.items()}
@@ -98,8 +107,15 @@ class Shards:
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
-        stored = (shards.arrays(self.folder, name)["sizes"] for name in self._names)
-        return np.concatenate([sizes.sum(1, dtype=np.int64) for sizes in stored])
+        return np.concatenate([sizes.sum(1, dtype=np.int64) for sizes in self._segments()])
+
+    @property
+    def longest(self) -> int:
+        return max(int(sizes.max(initial=0)) for sizes in self._segments())
+
+    def _segments(self) -> Iterator[np.ndarray]:
+        """Of each shard the tokens of each row's segments, [n, S]."""
+        return (shards.arrays(self.folder, name)["sizes"] for name in self._names)
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         at = np.searchsorted(self._ends, rows, side="right")
@@ -157,6 +173,10 @@ class Mixture:
     def sizes(self) -> np.ndarray:
         return np.concatenate([table.sizes for table in self._tables])
 
+    @property
+    def longest(self) -> int:
+        return max(table.longest for table in self._tables)
+
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         at = np.searchsorted(self._ends, rows, side="right")
         out: dict[str, np.ndarray] = {}
@@ -201,6 +221,10 @@ class Filled:
     def sizes(self) -> np.ndarray:
         sizes = self._table.sizes
         return np.pad(sizes, (0, self._rows - len(sizes)))
+
+    @property
+    def longest(self) -> int:
+        return self._table.longest
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         there = rows < len(self._table)

@@ -87,6 +87,15 @@ def test_the_longest_is_cut_first():
     assert np.bincount(joined["segments"][0] * 2 + joined["types"][0])[2:].tolist() == [6, 4, 8, 2]
 
 
+def test_a_segment_has_a_length_of_its_own():
+    given = [record(some(9), some(3), some(5)), record("5", "6")]
+    rows = text_groups(given, Numbers(), 40, 3, truncate=True, longest=6)
+    (first, second) = groups_of(rows.arrays)
+    assert [len(tokens) - 2 for _, tokens, _ in first] == [4, 3, 4]
+    assert [len(tokens) - 2 for _, tokens, _ in second] == [1, 1]
+    assert rows.report["truncated"] == 1
+
+
 ERRORS = [
     (
         [record("5")],
@@ -96,6 +105,11 @@ ERRORS = [
     ([record("5", "6")], dict(joined=True), "2 texts, which are 1 segments"),
     ([record(*"5678")], dict(), "4 texts, which are 4 segments; expected 2 to segments=3"),
     ([record(some(9), "5")], dict(), "10 tokens in 2 segments, and a row of length=12 has room for 8; .*length=14"),
+    (
+        [record(some(6), "5")],
+        dict(longest=6),
+        "7 tokens in 2 segments, .* room for 8, a segment of longest=6 for 4 of its 6; set truncate=True or longest=8$",
+    ),
     ([record("5", "6", label="1"), record("5", "6")], dict(), "1 of 2 records have a label"),
     ([record("5", "6", "7", label="1.5")], dict(), "label '1.5' is not a number for each of the 2 texts"),
     ([record("5", "6", label="[nan]")], dict(), r"label '\[nan\]' is not a number for each of the 1 texts"),

@@ -13,7 +13,7 @@ from train.data import shards
 from train.data.loader import Loader
 from train.data.rows import label_examples, pack_documents
 from train.data.source import Record
-from train.data.table import Memory, Mixture, Shards
+from train.data.table import Filled, Memory, Mixture, Shards
 
 
 def documents(sizes, first=10):
@@ -70,6 +70,9 @@ def test_examples_are_numbered_over_all_shards(tmp_path):
     table = stored(tmp_path / "x", *parts)
     found = table.read(np.arange(len(table)))
     there = np.stack([found["segments"].max(1) > slot for slot in range(4)], 1)
+    assert table.longest == Memory(found).longest == 12
+    assert Filled(Mixture([table, stored(tmp_path / "y", parts[2])], [1, 1]), 4).longest == 12
+    assert stored(tmp_path / "y", parts[2]).longest == 7
     pieces = sum(part.report["pieces"] for part in parts)
     assert sorted(found["example"][there][:, 1]) == list(range(pieces))
     assert table.report == {
