@@ -40,7 +40,8 @@ def data2vec(
 
     The teacher reads the text as it was, without dropout. It owns all leaves of a backbone but the embedding, which is
     the student's (section 3.2), under `{name}/teacher`: frozen leaves (`Objective.frozen`) that begin as the student,
-    after what is carried, and after each update become tau * teacher + (1 - tau) * student.
+    after what is carried, and after each update become tau * teacher + (1 - tau) * student, in float32 at least: where
+    params are bfloat16, steps of a thousandth would be lost.
 
     Args:
       top: how many of the last layers' outputs are averaged: what leaves the layer, after its last sum, and its norm
@@ -94,10 +95,10 @@ def data2vec(
 
     def init(key: Array) -> dict:
         a, b = jax.random.split(key)
-        return {"teacher": _without_embedding(backbone.init(a)), "head": head.init(b)}
+        return {"teacher": _teacher(backbone.init(a)), "head": head.init(b)}
 
     def begin(params: dict) -> dict:
-        return params | {name: params[name] | {"teacher": _without_embedding(params["backbone"])}}
+        return params | {name: params[name] | {"teacher": _teacher(params["backbone"])}}
 
     def after(params: dict, step: Array) -> dict:
         tau = decay + (final_decay - decay) * jnp.minimum(step / decay_steps, 1.0)
@@ -105,17 +106,18 @@ def data2vec(
         def moved(t: Array, b: Array) -> Array:
             return (tau * t + (1 - tau) * b).astype(t.dtype)
 
-        teacher = jax.tree.map(moved, params[name]["teacher"], _without_embedding(params["backbone"]))
+        teacher = jax.tree.map(moved, params[name]["teacher"], _teacher(params["backbone"]))
         return params | {name: params[name] | {"teacher": teacher}}
 
-    axes = {"teacher": _without_embedding(backbone.axes), "head": head.axes}
+    axes = {"teacher": {k: v for k, v in backbone.axes.items() if k != "embed"}, "head": head.axes}
     return Objective(
         name, loss, predict, init, axes, hide, begin=begin, after=after, frozen=(f"{name}/teacher/.*",)
     )  # fmt: skip
 
 
-def _without_embedding(params: dict) -> dict:
-    return {k: v for k, v in params.items() if k != "embed"}
+def _teacher(params: dict) -> dict:
+    """Of a backbone's params all but the embedding, and no narrower than float32."""
+    return jax.tree.map(ops.wide, {k: v for k, v in params.items() if k != "embed"})
 
 
 def _standard(x_BLD: Array, batch: dict, norm: str) -> Array:

@@ -55,9 +55,11 @@ def denoise(
     `predict` gives `prediction` int32 [B, L], the likeliest token at every place, and its `probability` [B, L].
     Raises ValueError for shares outside [0, 1], a window below 2, or an unknown choice or unit.
     """
-    hide = masking(
-        name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams
-    )
+    hide = None
+    if mask or replace:
+        hide = masking(
+            name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams
+        )
     for what, share in dict(shuffle=shuffle, permute=permute).items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name} {what}={share} must be a share between 0 and 1")
@@ -74,8 +76,9 @@ def denoise(
         if permute:
             own = random.fold(key, "permute")
             new_L = ops.take(new_L, permuted(own, row | {"tokens": new_L}, vocab, permute, span))
-        chosen_L, _, units_L = hide.choose(key, row | {"tokens": new_L}, step)
-        new_L = jnp.where(chosen_L, hide.replaced(key, ids_L, units_L, new_L), new_L)
+        if hide is not None:
+            chosen_L, _, units_L = hide.choose(key, row | {"tokens": new_L}, step)
+            new_L = jnp.where(chosen_L, hide.replaced(key, ids_L, units_L, new_L), new_L)
         mine = dict(weight=ordinary_L.astype(jnp.float32), changed=(new_L != tokens_L).astype(jnp.float32))
         return row | {"tokens": new_L, name: mine | {"target": tokens_L}}
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -62,6 +63,10 @@ def masking(
         raise ValueError(f"{name} unit={unit!r} must be one of {', '.join(UNITS)}")
     if (unit == "ngram") != (trie is not None):
         raise ValueError(f'{name} unit={unit!r}: unit="ngram" and a list of ngrams belong together')
+    if mask + replace == 0:
+        raise ValueError(
+            f"{name} mask=0, replace=0 leaves each chosen token as it is, to be read where it is predicted"
+        )
     if span < 1:
         raise ValueError(f"{name} span={span} is a mean length in words and must be at least 1")
     ordinary_ids = np.setdiff1d(np.arange(vocab.size), vocab.special).astype(np.int32)  # on the host
@@ -110,12 +115,11 @@ def masking(
 
 def _line(name: str, rate: Rate) -> tuple[float, float, float | None]:
     """(first, last, steps), the last None for a rate that stays."""
-    if isinstance(rate, float | int):
-        first, last, steps = rate, rate, None
-    elif len(rate) == 3 and rate[2] >= 1:
-        first, last, steps = rate
-    else:
-        raise ValueError(f"{name} rate={rate} must be a share, or (first share, last share, steps between them)")
+    three = rate if isinstance(rate, list | tuple) else (rate, rate, None)
+    numbers = all(isinstance(x, Real) or x is None for x in three)
+    if len(three) != 3 or not numbers or (three[2] is not None and three[2] < 1):
+        raise ValueError(f"{name} rate={rate!r} must be a share, or (first share, last share, steps between them)")
+    first, last, steps = three
     for share in (first, last):
         if not 0 < share <= 1:
             raise ValueError(f"{name} rate={share} must be a share between 0 and 1")

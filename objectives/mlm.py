@@ -46,7 +46,8 @@ def mlm(
         too; "independent" draws each unit with probability `rate`.
       unit: what is chosen together: "token", "word" (pieces of a word; Cui et al. 2019,
         https://arxiv.org/abs/1906.08101), "span" (runs of whole words, geometric in length with mean `span` words,
-        as in SpanBERT, https://arxiv.org/abs/1907.10529) or "ngram" (occurrences of `ngrams`, and else words).
+        as in SpanBERT, https://arxiv.org/abs/1907.10529, but not cut at ten words) or "ngram" (occurrences of
+        `ngrams`, and else words). A segment that is one unit, as a short one of a span may be, is hidden whole, or not.
       ngrams: for unit="ngram", n-grams of token ids, or a file with one a line, its ids parted by spaces. Found from
         left to right, the longest first, where they are whole words; collocations by their pointwise mutual
         information make the PMI-masking of Levine et al. 2020 (https://arxiv.org/abs/2010.01825, section 3).

@@ -1,5 +1,6 @@
 """Listed n-grams found in rows on the device: a trie as static tables, and the occurrences that cut a row to units."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,17 +33,21 @@ class Ngrams(NamedTuple):
 
 
 def ngrams(listed: str | Sequence[Sequence[int]], size: int) -> Ngrams:
-    """The trie of n-grams of token ids, or of a file that holds one a line, its ids parted by spaces.
+    """The trie of n-grams of token ids, or of a file that holds one a line, its ids parted by spaces; its path may
+    hold variables ($NAME).
 
     `size` is the number of ids. Raises ValueError for a list without n-grams, one shorter than two tokens, or an id
     that is none.
     """
     if isinstance(listed, str):
-        if not (file := Path(listed)).is_file():
+        file = Path(os.path.expandvars(listed))
+        if not file.is_file():
             raise ValueError(
                 f"there is no file {file} of n-grams; expected one with ids parted by spaces, an n-gram a line"
             )
-        listed = [[int(word) for word in line.split()] for line in file.read_text().splitlines() if line.strip()]
+        listed = [
+            _ids(line, f"line {i} of {file}") for i, line in enumerate(file.read_text().splitlines(), 1) if line.strip()
+        ]
     children: list[dict[int, int]] = [{}]
     ends = set()
     for ngram in listed:
@@ -65,6 +70,15 @@ def ngrams(listed: str | Sequence[Sequence[int]], size: int) -> Ngrams:
     first = np.cumsum([0, *map(len, children)]).astype(np.int32)
     whole = np.isin(np.arange(len(children)), list(ends))
     return Ngrams(begin, first, token, child, whole, max(map(len, listed)), max(map(len, children)))
+
+
+def _ids(line: str, where: str) -> list[int]:
+    try:
+        return [int(word) for word in line.split()]
+    except ValueError:
+        raise ValueError(
+            f"{where} of n-grams is {line.strip()!r}; expected token ids parted by spaces: encode the words first"
+        ) from None
 
 
 def cut(found: Ngrams, row: dict, ordinary_L: jax.Array, starts_L: jax.Array) -> jax.Array:

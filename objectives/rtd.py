@@ -43,8 +43,8 @@ def rtd(
     published one is imported to, `{name}/transform` and `{name}/out`, and can be carried like it.
 
     Args:
-      generator: changes to the backbone's config that make the generator's. None divides width, heads and feed-forward
-        by four, or as far as they go.
+      generator: changes to the backbone's config that make the generator's. None takes a quarter of the heads (of an
+        odd number the nearest), with width and feed-forward in proportion.
       rate, choice, unit, span, ngrams, capacity: of the generator's task, see `objectives.mlm.mlm`; chosen tokens all
         become [MASK].
       sharing: of embeddings. "tied": the generator reads and predicts by the backbone's, with its positions and types
@@ -66,11 +66,17 @@ def rtd(
     if sharing not in SHARING:
         raise ValueError(f"rtd sharing={sharing!r} must be one of {', '.join(SHARING)}")
     if sharing != "none":
+        if (own := small.get("embed_width", cfg.E)) != cfg.E:
+            raise ValueError(
+                f"rtd's generator shares the backbone's embedding of {cfg.E} channels and cannot have embed_width={own}"
+            )
         small["embed_width"] = cfg.E if small.get("D", cfg.D) != cfg.E else None
     try:
         made = dataclasses.replace(cfg, **small)
     except TypeError as error:
         raise ValueError(f"rtd generator: {error}; its keys are fields of the backbone's config") from None
+    except ValueError as error:
+        raise ValueError(f"rtd generator={generator or small}, changes to the backbone's config: {error}") from None
     unlike = [f"{k}={getattr(made, k)}" for k in ("V", "max_length") if getattr(made, k) != getattr(cfg, k)]
     if unlike:
         raise ValueError(f"rtd's generator reads the backbone's rows and cannot have {', '.join(unlike)} of its own")
@@ -155,9 +161,9 @@ def rtd(
 
 
 def _smaller(cfg) -> dict[str, Any]:
-    """A quarter of the width at as many channels a head, where that divides."""
-    parts = next(n for n in (4, 3, 2, 1) if cfg.D % n == 0 and cfg.heads % n == 0)
-    return dict(D=cfg.D // parts, heads=cfg.heads // parts, F=max(1, cfg.F // parts))
+    """A quarter of the heads, or as nearly as there are whole ones, each as wide as the backbone's."""
+    heads = max(1, round(cfg.heads / 4))
+    return dict(D=heads * cfg.D // cfg.heads, heads=heads, F=max(1, heads * cfg.F // cfg.heads))
 
 
 def _with(params: dict, **tables: Array) -> dict:

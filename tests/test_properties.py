@@ -47,6 +47,9 @@ MODERN = dict(
 )  # fmt: skip
 
 
+LONG_ROWS = dict(max_length=16)  # as long as the longest segment may be
+
+
 class Case(NamedTuple):
     make: Callable
     backbone: dict = BERT
@@ -85,9 +88,9 @@ CASES = {
     "classify": Case(partial(classify, classes=3), BERT | dict(scan=False)),
     "multilabel": Case(partial(multilabel, classes=3, name="multilabel")),
     "regress": Case(partial(regress, pooling="mean"), MODERN),
-    "contrastive": Case(partial(contrastive, pooling="attention", temperature=0.5), BERT),
+    "contrastive": Case(partial(contrastive, pooling="attention", temperature=0.5), BERT | LONG_ROWS),
     "contrastive-group": Case(partial(contrastive, positives="group", temperature=0.2), MODERN, packing=False),
-    "choose": Case(partial(choose, pooling="mean"), MODERN, packing=False),
+    "choose": Case(partial(choose, pooling="mean"), MODERN | LONG_ROWS, packing=False),
     "answer": Case(partial(answer, longest=3, dropout=0.1), BERT),
     "answer-none": Case(partial(answer, unanswerable=True, activation="gelu", norm=True), MODERN),
     "tag": Case(partial(tag, classes=("a", "b", "c")), MODERN),
@@ -234,10 +237,10 @@ def test_resumed_is_unbroken_to_the_bit(name, packed, vocab, tmp_path):
 
 @pytest.fixture(scope="module")
 def params_by_name(vocab):
-    """The objective of each case and a params tree, with other numbers in each."""
+    """The objective of each case and a params tree, with other numbers in each; backbones are one of two."""
     made = {}
     for i, (name, case) in enumerate(CASES.items()):
-        bb = backbone(sized(**{"V": V} | case.backbone))
+        bb = backbone(sized(**case.backbone | dict(V=V + 8, conv=0, relative="none", embed_width=None, max_length=64)))
         objective = case.make(bb, vocab)
         params = jax.tree.map(lambda x, i=i: np.asarray(x) + i, toys.params_of(bb, objective))
         made[name] = objective, params
@@ -266,4 +269,4 @@ def test_what_one_objective_trained_carries_to_every_other(name, params_by_name)
             if "delta" in own:
                 whole = own["generator"]["embed"]["tokens"] + own["delta"]
                 np.testing.assert_allclose(whole, old["backbone"]["embed"]["tokens"], rtol=1e-5)
-    assert alike > 10 or CASES[name].backbone not in (BERT, MODERN)
+    assert alike > 10

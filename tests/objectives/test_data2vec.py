@@ -86,6 +86,18 @@ def test_the_teacher_begins_as_the_student_and_is_its_moving_average(bb, vocab, 
     assert abs(students[2] - first).max() > 0.01
 
 
+def test_the_teacher_moves_where_params_are_bfloat16(vocab):
+    """Steps of a thousandth are below what bfloat16 tells apart."""
+    bb = backbone(sized("tiny", V=V, D=16, heads=4, F=32, max_length=64, param_dtype="bfloat16"))
+    objective = data2vec(bb, vocab, top=2, decay=0.999, final_decay=0.999)
+    params = objective.begin(params_of(bb, objective))
+    before = tree.leaves(params["data2vec"]["teacher"])
+    params |= {"backbone": jax.tree.map(lambda x: x + 1, params["backbone"])}
+    for path, x in tree.leaves(objective.after(params, jnp.int32(0))["data2vec"]["teacher"]).items():
+        assert x.dtype == jnp.float32
+        np.testing.assert_allclose(x - before[path], 0.001, rtol=0.05)
+
+
 @pytest.mark.parametrize("make", [partial(data2vec, top=2), reconstruct])
 def test_no_gradient_reaches_the_target(bb, vocab, packed, make):
     """With nothing read by the student's own path, the gradient of the table and of the teacher are zeros."""

@@ -255,6 +255,8 @@ def test_ngrams_are_whole(bb, vocab, rows, choice):
     "wrong, says",
     [
         (dict(rate=1.5), "rate=1.5 must be a share"),
+        (dict(rate="0.3"), "rate='0.3' must be a share, or"),
+        (dict(mask=0, replace=0), "mask=0, replace=0 leaves each chosen token as it is"),
         (dict(mask=0.9, replace=0.2), "mask_and_replace=1.1"),
         (dict(choice="some"), "choice='some'"),
         (dict(unit="line"), "unit='line'"),

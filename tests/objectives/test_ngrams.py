@@ -46,12 +46,19 @@ def test_cut_against_a_walk(seed):
     assert joined > 50
 
 
-def test_a_file_is_the_list(tmp_path):
+def test_a_file_is_the_list(tmp_path, monkeypatch):
     file = tmp_path / "ngrams.txt"
     file.write_text("3 4 5\n\n3 4\n 7 1\n")
     for a, b in zip(ngrams(str(file), V), ngrams([(7, 1), (3, 4), (3, 4, 5)], V), strict=True):
         assert np.size(a) == np.size(b)
     assert ngrams(str(file), V).length == 3
+    monkeypatch.setenv("LISTS", str(tmp_path))
+    assert ngrams("$LISTS/ngrams.txt", V).length == 3
+    file.write_text("3 4 5\nof the\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*ngrams.txt of n-grams is 'of the'; expected token ids"):
+        ngrams(str(file), V)
+    with pytest.raises(ValueError, match=r"there is no file .*none.txt of n-grams"):
+        ngrams("$LISTS/none.txt", V)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,18 @@ def test_refusals(bb, vocab):
         rtd(bb, vocab, generator=dict(max_length=8))
     with pytest.raises(ValueError, match=r"rtd generator: .*'depth'; its keys are fields of the backbone's config"):
         rtd(bb, vocab, generator=dict(depth=3))
+    with pytest.raises(ValueError, match=r"rtd generator=.*: backbone D=10 must be divisible by heads=3"):
+        rtd(bb, vocab, generator=dict(D=10, heads=3))
+    with pytest.raises(ValueError, match=r"embedding of 16 channels and cannot have embed_width=8"):
+        rtd(bb, vocab, generator=dict(embed_width=8))
     with pytest.raises(ValueError, match=r"rtd sharing='some' must be one of tied, none, gdes"):
         rtd(bb, vocab, sharing="some")
     with pytest.raises(ValueError, match=r"rtd coefficient=-1 is that of a loss term"):
         rtd(bb, vocab, coefficient=-1)
+
+
+@pytest.mark.parametrize("heads, fewer", [(1, 1), (2, 1), (5, 1), (6, 2), (12, 3)])
+def test_the_generator_by_itself_is_a_quarter(vocab, heads, fewer):
+    wide = backbone(sized("tiny", V=V, D=8 * heads, heads=heads, F=32 * heads, max_length=64))
+    generator = jax.eval_shape(rtd(wide, vocab).init, random.generator(0))
+    assert tree.leaves(generator["generator"])["layers/mlp/wi/kernel"].shape[-2:] == (8 * fewer, 32 * fewer)
