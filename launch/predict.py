@@ -15,6 +15,7 @@ _EXAMPLES = """examples:
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --best --text="A fine film."
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --texts=reviews.jsonl --out=predictions.jsonl
   python -m launch.predict --workdir=runs/demo --stage=pretrain --text="The film was [MASK] ."
+  python -m launch.predict --workdir=runs/diffusion --stage=pretrain --seed=1 --text="The [MASK] [MASK] [MASK] good."
   zcat reviews.txt.gz | python -m launch.predict --workdir=runs/sst2 --stage=finetune -
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --best --evaluate
 
@@ -85,19 +86,23 @@ def _check_there(workdir: Path, name: str, best: bool) -> None:
         raise ValueError(f"{workdir} has no {' or '.join(FILES)}, which training leaves there: copy it back")
 
 
-def predict(trained: Trained, records: list, section: dict | None = None) -> Iterator[dict[str, Any]]:
+def predict(
+    trained: Trained, records: list, section: dict | None = None, seed: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Yields one plain dict a record (`train.data.source.Record`), in their order.
 
     It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class (a list
     where several may hold), and `probabilities` by class; for a number `prediction`; for tags `prediction`, a list of
     {word, tag}, words being what stands between white space; for tokens `prediction`, a list of {piece, probability}
     with one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for the answer to
-    a question `prediction`, as the pair has it, and its `score`; for anything else its arrays, by name.
+    a question `prediction`, as the pair has it, and its `score`; where every [MASK] is filled in turn (masked
+    diffusion) `prediction`, the text with none, drawn with `seed` or, by default, the likeliest. For anything else it
+    has the arrays, by name: those of tokens as lists beside `pieces`, whole numbers among them being pieces themselves.
 
     Rows are as of `section`, data as in a config; by default those that the stage was trained on.
 
-    Warns on stderr of texts that were cut. Raises ValueError where there is no text, one has no [MASK] to fill, or a
-    question no pair to be answered from.
+    Warns on stderr of texts that were cut. Raises ValueError where there is no text, one has no [MASK] to fill, a
+    question no pair to be answered from, or an objective that draws nothing a seed.
     """
 
     from launch.texts import Masking
@@ -111,7 +116,7 @@ def predict(trained: Trained, records: list, section: dict | None = None) -> Ite
     most = trained.backbone.config.max_length
     length = min(section.get("length", most), most)
     if trained.objective.truth == "answers":
-        yield from _answers(trained, records, length, section)
+        yield from _answers(trained, records, length, section, seed)
         return
     if trained.objective.truth == "tags":
         classes = trained.objective.classes
@@ -129,25 +134,30 @@ def predict(trained: Trained, records: list, section: dict | None = None) -> Ite
     if report["truncated"]:
         print(f"warning: {report['truncated']} of {len(records)} texts were cut to {length} tokens", file=sys.stderr)
 
-    for i, (found, record) in enumerate(zip(_found(trained, arrays), records, strict=True)):
+    for i, (found, record) in enumerate(zip(_found(trained, arrays, seed), records, strict=True)):
         said = _said(trained, found, {k: x[i] for k, x in arrays.items()}, record)
         yield {"text": record.text} | ({} if record.pair is None else {"pair": record.pair}) | said
 
 
-def _found(trained: Trained, arrays: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def _found(trained: Trained, arrays: dict[str, np.ndarray], seed: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """What the objective's `predict` finds for each row of `arrays`, in their order."""
+    from functools import partial
+
     import jax
 
+    from model import random
     from train.data.loader import evaluation_batches
     from train.sharding import rows as over_rows
 
-    def one(params, batch):
-        from functools import partial
+    key = None if seed is None else random.key(seed)
 
+    def one(params, batch):
         viewed = trained.view(params)
-        return trained.objective.predict(viewed, partial(trained.backbone.encode, viewed["backbone"]), batch)
+        return trained.objective.predict(viewed, partial(trained.backbone.encode, viewed["backbone"]), batch, key)
 
     run = jax.jit(one)
+    if seed is not None and "filled" not in jax.eval_shape(run, trained.params, arrays):
+        raise ValueError(f"{trained.name} draws nothing, and takes no seed: masked diffusion does")
     rows = len(arrays["tokens"])
     batch = _rows_a_batch(trained, rows)
     for done, given in enumerate(evaluation_batches(arrays, batch, over_rows(trained.mesh))):
@@ -163,7 +173,7 @@ def _first(section: dict) -> dict:
     return section
 
 
-def _answers(trained: Trained, records: list, length: int, section: dict) -> Iterator[dict[str, Any]]:
+def _answers(trained: Trained, records: list, length: int, section: dict, seed: int | None) -> Iterator[dict[str, Any]]:
     """The answers to questions: of a text's windows the one whose span has the highest score. Where the stage's
     questions may have no answer it is "" if [CLS]'s score, the least of them all, is higher; `score` is then by how
     much the answer's is (Devlin et al. 2018, section 4.3).
@@ -179,7 +189,7 @@ def _answers(trained: Trained, records: list, length: int, section: dict) -> Ite
     if rows.report["truncated"]:
         print(f"warning: {rows.report['truncated']} of {len(records)} questions were cut", file=sys.stderr)
     arrays = rows.arrays
-    windows = zip(arrays["origin"][:, 0], _found(trained, arrays), strict=True)
+    windows = zip(arrays["origin"][:, 0], _found(trained, arrays, seed), strict=True)
     offsets = trained.tokenizer.offsets([record.pair for record in records])
     for (place, group), record in zip(itertools.groupby(windows, lambda w: int(w[0][0])), records, strict=True):
         seen = [(int(origin[1]), {k: x[0] for k, x in found.items()}) for origin, found in group]
@@ -213,16 +223,28 @@ def _said(trained: Trained, found: dict[str, np.ndarray], row: dict[str, np.ndar
         marked = found["prediction"][0]
         chosen = classes[int(marked)] if marked.ndim == 0 else [classes[c] for c in np.flatnonzero(marked)]
         return {"prediction": chosen, "probabilities": dict(zip(classes, map(_tidy, shares), strict=True))}
-    if "probability" in found:  # [L], at every token
+    if found.keys() & {"probability", "filled"}:  # [L], at every token
         from launch.texts import MASK
 
         at = np.flatnonzero(row["tokens"] == trained.tokenizer.vocab.mask)
         if MASK not in record.text + (record.pair or ""):
             raise ValueError(f'{record.where}: no {MASK} to fill; {trained.name} fills masks, as in "It was {MASK} ."')
+    if "filled" in found:
+        parts = [found["filled"][row["types"] == part] for part in (0, 1)] if record.pair else [found["filled"]]
+        texts = [trained.tokenizer.decode(ids) for ids in parts]
+        return {"prediction": texts if record.pair else texts[0]}
+    if "probability" in found:
         pieces = trained.tokenizer.pieces(found["prediction"][at])
         chances = map(_tidy, found["probability"][at].tolist())
         return {"prediction": [{"piece": p, "probability": c} for p, c in zip(pieces, chances, strict=True)]}
-    return {k: _plain(x[0]) for k, x in found.items()}
+    of = row["segments"] > 0
+    tokens = {k: x[of] for k, x in found.items() if x.shape[:1] == of.shape}  # [L], [L, D]
+    if not tokens:
+        return {k: _plain(x[0]) for k, x in found.items()}
+    spelled = trained.tokenizer.pieces
+    named = {k: spelled(x) if np.issubdtype(x.dtype, np.integer) else _plain(x) for k, x in tokens.items()}
+    rest = {k: _plain(x[0]) for k, x in found.items() if k not in tokens}
+    return {"pieces": spelled(row["tokens"][of])} | named | rest
 
 
 def _tidy(x: float) -> float:
@@ -230,7 +252,7 @@ def _tidy(x: float) -> float:
 
 
 def _plain(x: Any) -> Any:
-    return _tidy(float(x)) if np.ndim(x) == 0 and np.issubdtype(x.dtype, np.floating) else x.tolist()
+    return np.round(x.astype(np.float64), 6).tolist() if np.issubdtype(x.dtype, np.floating) else x.tolist()
 
 
 def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
@@ -331,6 +353,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--text", action="append", help="a text; may be given again")
     add("stdin", nargs="?", choices=["-"], metavar="-", help="read texts from standard input, one a line")
     add("--evaluate", action="store_true", help="instead, run the stage's evaluations and print their metrics")
+    add("--seed", type=int, metavar="N", help="masked diffusion: draw what masks become, instead of the likeliest")
     add("--out", metavar="FILE", help="write here, instead of to standard output")
     args = parser.parse_args(argv)
     given = [args.texts is not None, bool(args.text), args.stdin is not None, args.evaluate]
@@ -352,7 +375,9 @@ def main(argv: list[str] | None = None) -> None:
             metrics = evaluations(trained, args.workdir)
             _write([json.dumps({"stage": args.stage, "step": trained.step} | metrics, indent=1)], args.out)
         else:
-            _write((json.dumps(said, ensure_ascii=False) for said in predict(trained, records)), args.out)
+            _write(
+                (json.dumps(said, ensure_ascii=False) for said in predict(trained, records, seed=args.seed)), args.out
+            )
     except ValueError as error:
         # what a user can mend is said, without the program's insides
         sys.exit(f"error: {error}")

@@ -12,6 +12,10 @@ from vocabularies import FAMILIES, published
 from launch import predict as predicting
 from launch.predict import evaluations, load, main, predict
 from launch.texts import Masking, read, record
+from objectives.causal import causal
+from objectives.data2vec import data2vec
+from objectives.diffusion import diffusion
+from objectives.rtd import rtd
 from train import build
 from train.data.rows import label_examples
 
@@ -87,10 +91,56 @@ def test_masks_in_texts_for_published_tokenizers(family, text):
     assert (found == tokenizer.vocab.mask).sum() == text.count("{}")
 
 
+def trained_by(trained, factory, **arguments):
+    """The stage with an objective in place of its own, as it begins."""
+    objective = factory(trained.backbone, trained.tokenizer.vocab, **arguments)
+    params = trained.params | {objective.name: objective.init(jax.random.key(1))}
+    if objective.begin:
+        params = objective.begin(params)
+    return trained._replace(objective=objective, params=params)
+
+
+def test_every_mask_is_filled(pretrained):
+    """By words of a text that is else as it was; one seed draws alike, wherever a text stands, another otherwise."""
+    trained = trained_by(pretrained, diffusion, steps=4)
+    texts = ["good [MASK].", "[MASK] never [MASK][MASK] film", "the " + "[MASK] " * 9]
+    records = [*(record(text, None, "t") for text in texts), record("bad [MASK]", "[MASK] plot", "t")]
+    likeliest, *drawn = ([one["prediction"] for one in predict(trained, records, seed=s)] for s in (None, 1, 1, 2))
+    for first, *other, pair in (likeliest, *drawn):
+        assert first.startswith("good") and "never" in other[0] and other[0].endswith("film")
+        assert pair[0].startswith("bad") and pair[1].endswith("plot")
+        assert not any("[" in text for text in (first, *other, *pair))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert likeliest[2] != drawn[0][2] != drawn[2][2]
+    assert next(predict(trained, records[:1]))["prediction"] == likeliest[0]
+    with pytest.raises(ValueError, match=r"t: no \[MASK\] to fill"):
+        list(predict(trained, [record("good film", None, "t")]))
+    with pytest.raises(ValueError, match="pretrain draws nothing, and takes no seed"):
+        list(predict(pretrained, records, seed=1))
+
+
+@pytest.mark.parametrize("factory", [causal, rtd, partial(data2vec, top=2)], ids=["causal", "rtd", "data2vec"])
+def test_arrays_of_tokens(pretrained, factory):
+    """A number or a piece for each piece of the text, and none for padding."""
+    trained = trained_by(pretrained, factory)
+    records = [record(text, None, "t") for text in ("good film.", "the plot was never bad")]
+    said = list(predict(trained, records))
+    for one, (tokens, expected) in zip(said, outputs(trained, records), strict=True):
+        pieces = trained.tokenizer.pieces(tokens[tokens > 0])
+        assert one["pieces"] == pieces and pieces[0] == "[CLS]" and pieces[-1] == "[SEP]"
+        assert one.keys() - {"text", "pieces"} == expected.keys()
+        for name, x in expected.items():
+            x = x[0, : len(pieces)]
+            if x.dtype == np.int32:
+                assert one[name] == trained.tokenizer.pieces(x)
+            else:
+                np.testing.assert_allclose(one[name], x, atol=5e-6)
+
+
 def test_numbers_and_other_arrays(finetuned):
-    plain = predicting._said(finetuned, {"prediction": np.float32([2.5])}, np.zeros(4), None)
-    assert plain == {"prediction": 2.5}
-    assert predicting._said(finetuned, {"embedding": np.ones((1, 2))}, np.zeros(4), None) == {"embedding": [1.0, 1.0]}
+    row = {"segments": np.ones(4, int)}
+    assert predicting._said(finetuned, {"prediction": np.float32([2.5])}, row, None) == {"prediction": 2.5}
+    assert predicting._said(finetuned, {"embedding": np.ones((1, 2))}, row, None) == {"embedding": [1.0, 1.0]}
 
 
 def test_texts_that_are_written(finetuned, monkeypatch):

@@ -82,7 +82,7 @@ def test_filling_in(bb, vocab, key):
     params = params_of(bb, objective)
     fill = jax.jit(lambda rows: objective.predict(
         params, partial(bb.encode, params["backbone"]), rows, None if key is None else random.key(key)
-    )["prediction"])  # fmt: skip
+    )["filled"])  # fmt: skip
     found = []
     for layout, length in (([[d] for d in range(4)], 20), ([[2, 0], [3, 1]], 40)):
         rows = pack(layout, length, 2)
