@@ -3,6 +3,7 @@
     python -m launch.convert import --source=MODEL --out=runs/bert
     python -m train --workdir=runs/swag \\
       --config='configs/finetune_choice.py:from=runs/bert,stage=import,train=train.jsonl,dev=dev.jsonl'
+    python -m launch.predict --workdir=runs/swag --stage=finetune --best --texts=asked.jsonl     # text and choices
 
 Files are jsonl, one question a line, as {"question": "...", "choices": ["...", "...", "..."], "label": 1}: the label is
 the number of the right choice, from 0. With `rank` the label is a list of a grade for each candidate, as [0, 2, 1],

@@ -20,8 +20,9 @@ _EXAMPLES = """examples:
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --best --evaluate
 
 One JSON object a text comes out, in the order of the texts. A .txt file (and standard input) holds a text a line;
-.jsonl, .csv and .tsv files have a column `text`, and for tasks on pairs a column `pair`. A text too long for the
-stage's rows is cut, and a warning counts those.
+.jsonl, .csv and .tsv files have a column `text`, and for tasks on pairs a column `pair`; questions of multiple choice
+are the texts of a .jsonl file, beside `choices`, a list. A text too long for the stage's rows is cut, and a warning
+counts those.
 """
 
 
@@ -95,14 +96,15 @@ def predict(
     where several may hold), and `probabilities` by class; for a number `prediction`; for tags `prediction`, a list of
     {word, tag}, words being what stands between white space; for tokens `prediction`, a list of {piece, probability}
     with one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for the answer to
-    a question `prediction`, as the pair has it, and its `score`; where every [MASK] is filled in turn (masked
-    diffusion) `prediction`, the text with none, drawn with `seed` or, by default, the likeliest. For anything else it
-    has the arrays, by name: those of tokens as lists beside `pieces`, whole numbers among them being pieces themselves.
+    a question `prediction`, as the pair has it, and its `score`; where one of `choices` is to be chosen `prediction`,
+    that text, and the `probabilities` of all, in their order; where every [MASK] is filled in turn (masked diffusion)
+    `prediction`, the text with none, drawn with `seed` or, by default, the likeliest. For anything else it has the
+    arrays, by name: those of tokens as lists beside `pieces`, whole numbers among them being pieces themselves.
 
     Rows are as of `section`, data as in a config; by default those that the stage was trained on.
 
     Warns on stderr of texts that were cut. Raises ValueError where there is no text, one has no [MASK] to fill, a
-    question no pair to be answered from, or an objective that draws nothing a seed.
+    question no pair to be answered from or no choices, others have choices, or an objective that draws nothing a seed.
     """
 
     from launch.texts import Masking
@@ -115,6 +117,11 @@ def predict(
     section = _first(trained.made.data) if section is None else section
     most = trained.backbone.config.max_length
     length = min(section.get("length", most), most)
+    if {"group", "types"} <= set(trained.objective.needs):
+        yield from _chosen(trained, records, section, seed)
+        return
+    if of_choices := [record for record in records if record.more]:
+        raise ValueError(f"{of_choices[0].where}: choices, and {trained.name} chooses among none")
     if trained.objective.truth == "answers":
         yield from _answers(trained, records, length, section, seed)
         return
@@ -201,6 +208,32 @@ def _answers(trained: Trained, records: list, length: int, section: dict, seed: 
             score -= min(float(one["null"]) for _, one in seen)
             answer = answer if score >= 0 else ""
         yield {"text": record.text, "pair": record.pair, "prediction": answer, "score": _tidy(score)}
+
+
+def _chosen(trained: Trained, records: list, section: dict, seed: int | None) -> Iterator[dict[str, Any]]:
+    """Of each question's choices the likeliest; rows are a question's each."""
+    from train.data.groups import text_groups
+
+    for record in records:
+        if len(record.more) < 2 or record.pair is not None:
+            raise ValueError(
+                f"{record.where}: {trained.name} chooses among the texts in `choices`, a list of two or more in a "
+                f".jsonl file; found {'a pair' if record.pair is not None else len(record.more)}"
+            )
+    most = trained.backbone.config.max_length
+    rows = text_groups(
+        [record._replace(label=None) for record in records], trained.tokenizer, section.get("length", most),
+        max(len(record.more) for record in records), joined=True, truncate=True,
+        longest=min(section.get("longest") or most, most),
+    )  # fmt: skip
+    if rows.report["truncated"]:
+        print(f"warning: {rows.report['truncated']} of {len(records)} questions were cut", file=sys.stderr)
+    for found, record in zip(_found(trained, rows.arrays, seed), records, strict=True):
+        chances = found["prediction"][: len(record.more)]
+        yield {
+            "text": record.text, "choices": list(record.more), "prediction": record.more[int(chances.argmax())],
+            "probabilities": [*map(_tidy, chances.tolist())],
+        }  # fmt: skip
 
 
 def _rows_a_batch(trained: Trained, rows: int) -> int:

@@ -16,7 +16,8 @@ MASK = "[MASK]"
 
 
 def read(path: str) -> list[Record]:
-    """Records of a file of texts: .txt a text a line, or .jsonl, .csv, .tsv with columns `text` and maybe `pair`.
+    """Records of a file of texts: .txt a text a line, or .jsonl, .csv, .tsv with columns `text` and maybe `pair`; in
+    .jsonl also `choices`, a list of texts.
 
     A path may be a pattern or hold variables, and a file may be compressed (.gz, .zst), as for `train.data.source`.
     Raises ValueError where there is no file, another kind of file, or no column `text`.
@@ -28,13 +29,13 @@ def read(path: str) -> list[Record]:
                 raise columns
             if "text" not in columns:
                 raise ValueError(f"{file}:{row}: no column 'text'; columns found: {', '.join(columns)}")
-            out.append(record(columns["text"], columns.get("pair"), f"{file}:{row}"))
+            out.append(record(columns["text"], columns.get("pair"), f"{file}:{row}", columns.get("choices")))
     return out
 
 
 def _columns(file: Path) -> formats.Rows:
     kind = re.sub(r"\.(gz|zst)$", "", file.name).rpartition(".")[2]
-    names = ("text", "pair")
+    names = ("text", "pair", "choices")
     if kind == "jsonl":
         return formats.jsonl_rows(file, names)
     if kind in ("csv", "tsv"):
@@ -49,14 +50,21 @@ def lines(given: Iterable[str], where: str) -> list[Record]:
     return [record(line.strip(), None, f"{where}:{row}") for row, line in enumerate(given, start=1)]
 
 
-def record(text: Any, pair: Any, where: str) -> Record:
+def record(text: Any, pair: Any, where: str, choices: Any = None) -> Record:
     """A record without a label. Raises ValueError, with `where`, for what is no text or is empty."""
-    for name, value in (("text", text), ("pair", pair)):
+    if not isinstance(choices, list | None):
+        raise ValueError(f"{where}: choices is {json.dumps(choices)[:80]}, expected a list of texts")
+    given = [
+        ("text", text),
+        ("pair", pair),
+        *((f"text of choice {n}", one) for n, one in enumerate(choices or (), start=1)),
+    ]
+    for name, value in given:
         if not isinstance(value, str) and not (name == "pair" and value is None):
             raise ValueError(f"{where}: {name} is {json.dumps(value)[:80]}, expected text")
         if value is not None and not value.strip():
             raise ValueError(f"{where}: the {name} is empty")
-    return Record(text, pair, None, where)
+    return Record(text, pair, None, where, tuple(choices or ()))
 
 
 class Masking:

@@ -13,6 +13,7 @@ from launch import predict as predicting
 from launch.predict import evaluations, load, main, predict
 from launch.texts import Masking, read, record
 from objectives.causal import causal
+from objectives.choose import choose
 from objectives.data2vec import data2vec
 from objectives.diffusion import diffusion
 from objectives.rtd import rtd
@@ -137,6 +138,26 @@ def test_arrays_of_tokens(pretrained, factory):
                 np.testing.assert_allclose(one[name], x, atol=5e-6)
 
 
+def test_one_of_several_is_chosen(finetuned):
+    """As the softmax over its choices, each read with the question as a pair by itself."""
+    trained = trained_by(finetuned, partial(choose, pooling="mean"))
+    given = {"good film?": ["the plot", "never bad", "a film"], "bad": ["good", "film"]}
+    rows = dict(length=96)  # longer than any text may be
+    said = list(predict(trained, [record(q, None, "t", choices) for q, choices in given.items()], rows))
+    for one, (question, choices) in zip(said, given.items(), strict=True):
+        pairs = [record(question, choice, "t") for choice in choices]
+        logits = np.array([found["logits"][0, 0] for _, found in outputs(trained, pairs)])
+        shares = np.exp(logits) / np.exp(logits).sum()
+        assert (one["text"], one["choices"]) == (question, choices)
+        np.testing.assert_allclose(one["probabilities"], shares, atol=2e-6)
+        assert one["prediction"] == choices[shares.argmax()]
+    alone = next(predict(trained, [record("bad", None, "t", ["good", "film"])], rows))
+    assert alone == said[1]
+    for wrong in (record("bad", None, "t"), record("bad", "good", "t"), record("bad", None, "t", ["good"])):
+        with pytest.raises(ValueError, match="t: finetune chooses among the texts in `choices`"):
+            list(predict(trained, [wrong]))
+
+
 def test_numbers_and_other_arrays(finetuned):
     row = {"segments": np.ones(4, int)}
     assert predicting._said(finetuned, {"prediction": np.float32([2.5])}, row, None) == {"prediction": 2.5}
@@ -173,6 +194,8 @@ def test_files_of_texts(tmp_path):
     (tmp_path / "a.tsv").write_text("text\na b\n")
     (tmp_path / "a.jsonl").write_text('{"text": "a", "pair": "b"}\n{"text": "c"}\n')
     found = {kind: [r[:3] for r in read(str(tmp_path / f"a.{kind}"))] for kind in ("txt", "csv", "tsv", "jsonl")}
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "choices": ["b", "c", "d"]}\n')
+    assert read(str(tmp_path / "b.jsonl"))[0].more == ("b", "c", "d")
     assert found == {
         "txt": [("one", None, None), ("two, three", None, None)],
         "csv": [("a, b", "c", None)],
@@ -236,6 +259,15 @@ ERRORS = {
     "empty file": (file("a.txt", ""), "there is no text to predict for"),
     "no column": (file("a.csv", "txt\nbad\n"), "a.csv:2: no column 'text'; columns found: txt"),
     "a number": (file("a.jsonl", '{"text": 3}'), "a.jsonl:1: text is 3, expected text"),
+    "no list": (
+        file("a.jsonl", '{"text": "a", "choices": "b"}'),
+        'a.jsonl:1: choices is "b", expected a list of texts',
+    ),
+    "empty choice": (
+        file("a.jsonl", '{"text": "a", "choices": ["b", ""]}'),
+        "a.jsonl:1: the text of choice 2 is empty",
+    ),
+    "choices": (file("a.jsonl", '{"text": "a", "choices": ["b"]}'), "choices, and finetune chooses among none"),
     "another kind": (file("a.pdf", "a"), "expected a name that ends in .txt, .jsonl, .csv or .tsv"),
     "no mask": (file("a.txt", "good film", "pretrain"), "a.txt:1: no [MASK] to fill; pretrain fills masks"),
     "no evals": (given("--stage=pretrain", "--evaluate"), "pretrain was trained without evals"),
