@@ -14,6 +14,7 @@ import numpy as np
 _EXAMPLES = """examples:
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --best --text="A fine film."
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --texts=reviews.jsonl --out=predictions.jsonl
+  python -m launch.predict --workdir=runs/squad --stage=finetune --text="Who saw it?" --pair="It was seen by Ann."
   python -m launch.predict --workdir=runs/demo --stage=pretrain --text="The film was [MASK] ."
   python -m launch.predict --workdir=runs/diffusion --stage=pretrain --seed=1 --text="The [MASK] [MASK] [MASK] good."
   zcat reviews.txt.gz | python -m launch.predict --workdir=runs/sst2 --stage=finetune -
@@ -103,8 +104,9 @@ def predict(
 
     Rows are as of `section`, data as in a config; by default those that the stage was trained on.
 
-    Warns on stderr of texts that were cut. Raises ValueError where there is no text, one has no [MASK] to fill, a
-    question no pair to be answered from or no choices, others have choices, or an objective that draws nothing a seed.
+    Warns on stderr of texts that were cut, and of those without a pair where the stage was trained on pairs. Raises
+    ValueError where there is no text, one has no [MASK] to fill, a question no pair to be answered from or no
+    choices, others have choices, or an objective that draws nothing a seed.
     """
 
     from launch.texts import Masking
@@ -139,11 +141,22 @@ def predict(
         rows = label_examples(unlabelled, Masking(trained.tokenizer), length, None, truncate=True)
     arrays, report = rows.arrays, rows.report
     if report["truncated"]:
-        print(f"warning: {report['truncated']} of {len(records)} texts were cut to {length} tokens", file=sys.stderr)
+        _warn(f"{report['truncated']} of {len(records)} texts were cut to {length} tokens")
+    alone = sum(record.pair is None for record in records)
+    if alone and "labels" in trained.objective.needs and section.get("source", {}).get("pair") is not None:
+        _warn(f"{alone} of {len(records)} texts have no pair, and {trained.name} was trained on pairs")
 
+    lost = 0
     for i, (found, record) in enumerate(zip(_found(trained, arrays, seed), records, strict=True)):
+        lost += "lost" in found and bool(found.pop("lost"))
         said = _said(trained, found, {k: x[i] for k, x in arrays.items()}, record)
         yield {"text": record.text} | ({} if record.pair is None else {"pair": record.pair}) | said
+    if lost:
+        _warn(f"{lost} of {len(records)} texts were cut: {trained.name} reads no more than its source_length")
+
+
+def _warn(what: str) -> None:
+    print(f"warning: {what}", file=sys.stderr)
 
 
 def _found(trained: Trained, arrays: dict[str, np.ndarray], seed: int | None = None) -> Iterator[dict[str, np.ndarray]]:
@@ -194,7 +207,7 @@ def _answers(trained: Trained, records: list, length: int, section: dict, seed: 
     unlabelled = [record._replace(label=None) for record in records]
     rows = answer_windows(unlabelled, trained.tokenizer, length, **given)
     if rows.report["truncated"]:
-        print(f"warning: {rows.report['truncated']} of {len(records)} questions were cut", file=sys.stderr)
+        _warn(f"{rows.report['truncated']} of {len(records)} questions were cut")
     arrays = rows.arrays
     windows = zip(arrays["origin"][:, 0], _found(trained, arrays, seed), strict=True)
     offsets = trained.tokenizer.offsets([record.pair for record in records])
@@ -227,7 +240,7 @@ def _chosen(trained: Trained, records: list, section: dict, seed: int | None) ->
         longest=min(section.get("longest") or most, most),
     )  # fmt: skip
     if rows.report["truncated"]:
-        print(f"warning: {rows.report['truncated']} of {len(records)} questions were cut", file=sys.stderr)
+        _warn(f"{rows.report['truncated']} of {len(records)} questions were cut")
     for found, record in zip(_found(trained, rows.arrays, seed), records, strict=True):
         chances = found["prediction"][: len(record.more)]
         yield {
@@ -317,7 +330,7 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
             out[f"{name}/bleu"] = bleu(trained, records)
         if trained.objective.truth == "answers" and "source" not in section:
-            print(f"warning: {name} has rows and no texts: no exact match, no F1", file=sys.stderr)
+            _warn(f"{name} has rows and no texts: no exact match, no F1")
         elif trained.objective.truth == "answers":
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
             out[f"{name}/exact_match"], out[f"{name}/f1"] = answer_scores(trained, records, section)
@@ -359,7 +372,8 @@ def _given(args: argparse.Namespace) -> list:
     if args.texts is not None:
         return texts.read(args.texts)
     if args.text:
-        return [texts.record(text, None, f"--text={text!r}") for text in args.text]
+        pairs = args.pair or [None] * len(args.text)
+        return [texts.record(text, pair, f"--text={text!r}") for text, pair in zip(args.text, pairs, strict=True)]
     return texts.lines(sys.stdin, "standard input")
 
 
@@ -384,6 +398,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--best", action="store_true", help="the checkpoint that was best on dev, instead of the newest")
     add("--texts", metavar="FILE", help="a file of texts: .txt, .jsonl, .csv or .tsv")
     add("--text", action="append", help="a text; may be given again")
+    add("--pair", action="append", help="the second text of a pair whose first is --text; one for each")
     add("stdin", nargs="?", choices=["-"], metavar="-", help="read texts from standard input, one a line")
     add("--evaluate", action="store_true", help="instead, run the stage's evaluations and print their metrics")
     add("--seed", type=int, metavar="N", help="masked diffusion: draw what masks become, instead of the likeliest")
@@ -392,6 +407,8 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     given = [args.texts is not None, bool(args.text), args.stdin is not None, args.evaluate]
     if sum(given) != 1:
         parser.error("give one of --texts=FILE, --text=TEXT, - and --evaluate")
+    if args.pair and len(args.pair) != len(args.text or ()):
+        parser.error(f"{len(args.pair)} of --pair and {len(args.text or ())} of --text: each pair needs both")
     return args
 
 

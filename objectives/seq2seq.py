@@ -54,7 +54,8 @@ def translate(
     `surplus`, how many tokens of that were cut, and `lost`, how many of the source; of a segment whose source is lost
     whole nothing is written.
     `predict` gives `prediction` int32 [B, S, T], T the least of target_length and the backbone's max_length, which ends
-    in [SEP] if it is finished, zeros following, and `score` float32 [B, S]. Of a row without types it reads all.
+    in [SEP] if it is finished, zeros following, `score` float32 [B, S], and `lost` float32 [B], how many tokens of a
+    row's sources were not read. Of a row without types it reads all.
     Raises ValueError for what is out of bounds.
     """
 
@@ -312,10 +313,11 @@ def _objective(
         kept_BL = batch["types"] == 0 if needs and "types" in batch else jnp.ones((B, L), bool)
         rows = {k: batch[k] for k in ("tokens", "segments", "positions")}
 
-        def read(row: dict, kept_L: Array) -> dict:
-            return _stream(row, row["tokens"][:, None], kept_L[:, None], min(source_length or L, L))[0]
+        def read(row: dict, kept_L: Array) -> tuple[dict, Array]:
+            return _stream(row, row["tokens"][:, None], kept_L[:, None], min(source_length or L, L))
 
-        source = jax.vmap(read)(rows, kept_BL) | {"example": batch["example"]}
+        source, lost_B = jax.vmap(read)(rows, kept_BL)
+        source |= {"example": batch["example"]}
         segments_BQ = jnp.broadcast_to(jnp.repeat(jnp.arange(1, S + 1, dtype=jnp.int32), beams)[None], (B, S * beams))
         steps = min(target_length or enough(L, S), cfg.max_length)
         own, memory_BMD = params[name], encode(source).hidden
@@ -329,7 +331,7 @@ def _objective(
             write, lambda cache, index_BQ: cache.take(index_BQ), cache, present(batch) > 0,
             start=vocab.cls, end=vocab.sep, banned_V=jnp.asarray(banned_V), beams=beams, steps=steps, penalty=penalty,
         )  # fmt: skip
-        return dict(prediction=prediction_BST, score=score_BS)
+        return dict(prediction=prediction_BST, score=score_BS, lost=lost_B)
 
     def init(key: Array) -> dict:
         a, b = jax.random.split(key)

@@ -17,6 +17,7 @@ from objectives.choose import choose
 from objectives.data2vec import data2vec
 from objectives.diffusion import diffusion
 from objectives.rtd import rtd
+from objectives.seq2seq import translate
 from train import build
 from train.data.rows import label_examples
 
@@ -179,6 +180,15 @@ def test_texts_that_are_written(finetuned, monkeypatch):
     np.testing.assert_allclose(predicting.bleu(writing, given), want, rtol=1e-6)
 
 
+def test_a_source_that_is_cut_is_told(pretrained, capsys):
+    trained = trained_by(pretrained, translate, layers=1, source_length=6, target_length=4)
+    for text, cut in (("good", False), ("the plot was never bad", True)):
+        (said,) = predict(trained, [record(text, None, "t")])
+        assert said.keys() == {"text", "prediction", "score"}
+        warning = "warning: 1 of 1 texts were cut: pretrain reads no more than its source_length\n"
+        assert capsys.readouterr().err == warning * cut
+
+
 def test_evaluations_are_those_of_training(toy, finetuned):
     lines = [json.loads(line) for line in (toy.workdir / "finetune/metrics.jsonl").read_text().splitlines()]
     logged = next(line for line in lines if line["step"] == 3 and "dev/accuracy" in line)
@@ -219,7 +229,19 @@ def test_the_command(toy, tmp_path, capsys):
     main([*base, "--best", "--evaluate"])
     assert json.loads(capsys.readouterr().out).keys() >= {"stage", "step", "dev/loss", "dev/accuracy"}
     main([*base, "--step=3", "--text=good film", "--text=bad"])
-    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["good film", "bad"]
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["good film", "bad"]
+    assert err == "warning: 2 of 2 texts have no pair, and finetune was trained on pairs\n"
+    main([*base, "--text=good film", "--pair=bad", "--text=film", "--pair=good"])
+    out, err = capsys.readouterr()
+    assert [(one["text"], one["pair"]) for one in map(json.loads, out.splitlines())] == [
+        ("good film", "bad"),
+        ("film", "good"),
+    ]
+    assert not err
+    with pytest.raises(SystemExit):
+        main([*base, "--text=good film", "--text=bad", "--pair=film"])
+    assert "1 of --pair and 2 of --text: each pair needs both" in capsys.readouterr().err
 
 
 def other_tokenizer(toy, tmp_path):

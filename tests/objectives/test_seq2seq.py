@@ -229,7 +229,7 @@ def test_what_is_written(bb, vocab, beams):
     write = jax.jit(lambda batch: objective.predict(params, partial(bb.encode, params["backbone"]), batch))
     packed, alone = pack([[5, 0, 9], [1]], 48, 3), pack([[5], [0], [9], [1]], 16, 1)
     together, single = jax.device_get((write(packed), write(alone)))
-    assert together["prediction"].shape == (2, 3, 14)
+    assert together["prediction"].shape == (2, 3, 14) and not together["lost"].any()
     places = [(0, 0), (0, 1), (0, 2), (1, 0)]
     for d, place in enumerate(places):
         assert together["prediction"][place].tolist() == single["prediction"][d, 0].tolist()
