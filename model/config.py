@@ -45,7 +45,8 @@ class BackboneConfig:
                        by sqrt(2 * layers) (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053)
     dtype, param_dtype:  of the computation, of the parameters
     scan:              loop over the layers in the program (compiles faster) or unroll them (runs faster on CPUs)
-    remat:             what the backward pass computes again: "none", "dots" (all but matrix products), "full"
+    remat:             what the backward pass computes again: "none", "dots" (all but matrix products), "full"; with
+                       either, words are scored a part at a time, see `model.heads.score_words`
 
     Raises ValueError, naming the field, what was found and what was expected.
     """

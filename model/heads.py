@@ -1,5 +1,6 @@
 """Heads: what an objective grows on the hidden states. Their params live under the objective's name."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -47,6 +48,11 @@ def _check_activation(activation: str) -> None:
         raise ValueError(f"activation={activation!r} must be one of layers, {', '.join(ops.ACTIVATIONS)}")
 
 
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} is the rate of a head's and must be in [0, 1)")
+
+
 def mlm_head(
     cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None, activation: str | None = "layers"
 ) -> Part:
@@ -59,11 +65,43 @@ def mlm_head(
     """
     if activation is not None:
         _check_activation(activation)
-    if softcap is not None and softcap <= 0:
+    if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap={softcap} must be positive, or None for no cap")
     x = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype)
     tokens = jax.ShapeDtypeStruct((cfg.V, cfg.E), cfg.param_dtype)
     return parts.part(_MlmHead(cfg, tied, softcap, activation), x, tokens)
+
+
+_FEW, _PARTS = 32, 16  # places of a row that are worth a part of their own; parts at most
+
+
+def score_words(
+    cfg: BackboneConfig,
+    logits: Callable[[Array], Array],
+    hidden_BPD: Array,
+    labels_BP: Array,
+    of: Callable[[Array, Array], tuple[Array, ...]] = ops.cross_entropy,
+) -> tuple[Array, ...]:
+    """`of(logits(hidden) [B, P, V], labels)`, arrays [B, P]: by default -log p(label) and whether it scores highest.
+
+    Where the backbone's `remat` asks for memory rather than speed, a part of each row's places at a time, and once more
+    in the backward pass: at most a sixteenth of the logits, which of all places are the largest array of a step, is
+    there at once. The cost is one product with the vocabulary in four.
+    """
+    B, P = labels_BP.shape
+    n = min(_PARTS, P // _FEW)
+    if cfg.remat == "none" or n < 2:
+        return of(logits(hidden_BPD), labels_BP)
+    more = -P % n
+
+    def cut(x: Array) -> Array:  # [parts, B, places, ...]: rows stay whole, so that none leaves its device
+        x = jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(B, n, -1, *x.shape[2:]).swapaxes(0, 1)
+
+    # in a loop nothing can be merged with the forward pass, and what each turn has alike may leave it
+    one = jax.checkpoint(lambda given: of(logits(given[0]), given[1]), prevent_cse=False)
+    scored = jax.lax.map(one, (cut(hidden_BPD), cut(labels_BP)))
+    return tuple(x.swapaxes(0, 1).reshape(B, -1)[:, :P] for x in scored)
 
 
 class _BagHead(nn.Module):
@@ -79,13 +117,13 @@ class _BagHead(nn.Module):
         B, S, D = x_BSD.shape
         logits_RV = jnp.einsum("RD,DV->RV", x_BSD.reshape(B * S, D), kernel_DV.astype(cfg.dtype))
         logits_RV = ops.add_bias(logits_RV, bias_V.astype(cfg.dtype))
-        return jax.nn.log_softmax(ops.wide(logits_RV)).reshape(B, S, cfg.V)
+        return ops.wide(logits_RV).reshape(B, S, cfg.V)
 
 
 def bag_head(cfg: BackboneConfig) -> Part:
     """One distribution over the vocabulary for each packed segment, from the mean of its tokens' states.
 
-    `apply(params, hidden [B, L, D], batch) -> log-probabilities [B, S, V]`. The mean of n states is multiplied by
+    `apply(params, hidden [B, L, D], batch) -> logits [B, S, V]`. The mean of n states is multiplied by
     sqrt(n): as n grows what is particular to a text would vanish beside what all share, and be learned slowly.
     """
     head = parts.part(_BagHead(cfg), jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype))
@@ -148,8 +186,10 @@ class _Outputs(nn.Module):
         if self.norm:
             x_BLD = parts.Norm(cfg, name="norm")(x_BLD)
         site = None if key is None else random.fold(key, "pooled")
-        x_BLD = random.dropout(x_BLD, self.dropout, site, ids_BL)
-        return ops.wide(parts.Linear(cfg, (cfg.D, C), ("embed", "classes"), 1, bias=True, name="out")(x_BLD))
+        x_BLD = ops.wide(random.dropout(x_BLD, self.dropout, site, ids_BL))
+        # not rounded to bfloat16, in which half of all choices would tie and a regression have a few values
+        wide = dataclasses.replace(cfg, dtype=x_BLD.dtype.name)
+        return parts.Linear(wide, (cfg.D, C), ("embed", "classes"), 1, bias=True, name="out")(x_BLD)
 
 
 def pooled_head(
@@ -170,6 +210,7 @@ def pooled_head(
     if pooling not in POOLS:
         raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLS)}")
     _check_activation(activation)
+    _check_dropout(dropout)
     x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
     head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "pooler"), x, ids, None)
 
@@ -190,6 +231,7 @@ def token_head(
     """
     if activation is not None:
         _check_activation(activation)
+    _check_dropout(dropout)
     x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
     head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "transform"), x, ids, None)
 
@@ -250,9 +292,12 @@ def pool(hidden_BLD: Array, batch: Batch, how: str) -> Array:
         return ops.pick(hidden_BLD, firsts(batch))
     member_BSL = members(batch)
     count_BS1 = jnp.maximum(member_BSL.sum(-1, keepdims=True), 1)
-    total_BSD = jnp.einsum("BSL,BLD->BSD", member_BSL.astype(hidden_BLD.dtype), hidden_BLD)
-    count_BS1 = count_BS1.astype(hidden_BLD.dtype)
-    return total_BSD / (count_BS1 if how == "mean" else jnp.sqrt(count_BS1))
+    # added and counted in float32: bfloat16 has no 257
+    wide = ops.wide(jnp.zeros((), hidden_BLD.dtype)).dtype
+    member_BSL = member_BSL.astype(hidden_BLD.dtype)
+    total_BSD = jnp.einsum("BSL,BLD->BSD", member_BSL, hidden_BLD, preferred_element_type=wide)
+    count_BS1 = count_BS1.astype(wide)
+    return (total_BSD / (count_BS1 if how == "mean" else jnp.sqrt(count_BS1))).astype(hidden_BLD.dtype)
 
 
 def firsts(batch: Batch) -> Array:

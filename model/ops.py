@@ -6,6 +6,7 @@ All of it is exact; reductions are in float32 at least.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -23,6 +24,14 @@ def take(x: jax.typing.ArrayLike, *index: Array) -> Array:
 def pick(x: Array, at: Array | None) -> Array:
     """x [B, L, ...] at the places `at` int [B, P] of each row: [B, P, ...]. None picks all."""
     return x if at is None else take(x, jnp.arange(len(x))[:, None], at)
+
+
+def without(logits: Array, absent_V: np.ndarray) -> Array:
+    """logits [..., V] with the least number there is for the ids that `absent_V` bool [V] tells: no probability."""
+    if not absent_V.any():
+        return logits
+    absent = absent_V.reshape((1,) * (logits.ndim - 1) + absent_V.shape)
+    return jnp.where(absent, jnp.finfo(logits.dtype).min, logits)
 
 
 def gelu(x: Array) -> Array:
