@@ -1,9 +1,12 @@
 """Language modelling from left to right, and after a prefix that is seen whole."""
 
+from functools import partial
+
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops, random
-from model.heads import mlm_head
+from model.heads import mlm_head, score_words
 from model.types import Backbone
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -18,7 +21,11 @@ def causal(
     activation: str = "layers",
     name: str = "causal",
 ) -> Objective:
-    """Each token from those before it in its segment: the mean of -log p(x_i | x_0 .. x_{i-1}).
+    """Each token from those before it in its segment: the mean of -log p(x_i | x_0 .. x_{i-1}) (Bengio et al. 2003,
+    https://www.jmlr.org/papers/v3/bengio03a.html, section 2; Radford et al. 2018 on a Transformer).
+
+    Every place reaches the vocabulary: about 1 / rate times the head's cost in `objectives.mlm`, and the largest array
+    of a step unless the backbone's `remat` cuts it (`model.heads.score_words`).
 
     The backbone is the one of every other objective; what a query sees is the row's `reach`.
 
@@ -35,6 +42,7 @@ def causal(
     """
     check_reach(name, backbone)
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
+    absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         target_L, follows_L = following(row)
@@ -50,11 +58,12 @@ def causal(
         return row | {"reach": reach_L, name: dict(target=target_L, weight=_as_weight(predicted_L))}
 
     def logits(params: dict, hidden: Array) -> Array:
-        return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         target_BL, weight_BL = batch[name]["target"], batch[name]["weight"]
-        nll_BL, hit_BL = ops.cross_entropy(logits(params, encode(batch, key).hidden), target_BL)
+        nll_BL, hit_BL = score_words(backbone.config, partial(logits, params), encode(batch, key).hidden, target_BL)
         count = weight_BL.sum()
         terms = {name: Term((nll_BL * weight_BL).sum(), count)}
         return Sums(terms, {f"{name}_accuracy": Ratio((hit_BL * weight_BL).sum(), count)})

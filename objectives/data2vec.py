@@ -61,7 +61,7 @@ def data2vec(
         raise ValueError(f"{name} top={top} must be from 1 to the backbone's {cfg.layers} layers")
     if norm not in NORMS:
         raise ValueError(f"{name} norm={norm!r} must be one of {', '.join(NORMS)}")
-    if beta is not None and beta <= 0:
+    if beta is not None and not beta > 0:
         raise ValueError(f"{name} beta={beta} must be positive, or None for the squared error")
     if not (0 <= decay <= 1 and 0 <= final_decay <= 1 and decay_steps >= 1):
         raise ValueError(
@@ -101,7 +101,7 @@ def data2vec(
         return params | {name: params[name] | {"teacher": _teacher(params["backbone"])}}
 
     def after(params: dict, step: Array) -> dict:
-        tau = decay + (final_decay - decay) * jnp.minimum(step / decay_steps, 1.0)
+        tau = decay + (final_decay - decay) * jnp.clip(step / decay_steps, 0.0, 1.0)
 
         def moved(t: Array, b: Array) -> Array:
             return (tau * t + (1 - tau) * b).astype(t.dtype)

@@ -1,12 +1,14 @@
 """The whole text from a spoilt one: tokens hidden or replaced, shuffled in windows, spans out of order."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops, random
-from model.heads import mlm_head
+from model.heads import mlm_head, score_words
 from model.types import Backbone
 from objectives.masking import Rate, masking, ordinary
 from objectives.spans import ordered, permuted, stretch
@@ -45,7 +47,7 @@ def denoise(
 
     Args:
       rate, mask, replace, choice, unit, span, ngrams: of what is hidden, see `objectives.mlm.mlm`; mask=0 and
-        replace=0 hide nothing.
+        replace=0 hide nothing, whatever else they are.
       shuffle: share of the windows, of `window` tokens, whose tokens are put in a random order.
       permute: share of the segments whose spans (runs of words with mean length `span`) are put in a random order.
       tied, softcap, activation: see `model.heads.mlm_head`.
@@ -56,6 +58,10 @@ def denoise(
     Raises ValueError for shares outside [0, 1], a window below 2, or an unknown choice or unit.
     """
     hide = None
+    if not (mask or replace or shuffle or permute):
+        raise ValueError(f"{name} hides nothing and moves nothing: each token would be read where it is predicted")
+    if not span >= 1:
+        raise ValueError(f"{name} span={span} is a mean length in words and must be at least 1")
     if mask or replace:
         hide = masking(
             name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams
@@ -66,8 +72,11 @@ def denoise(
     if window < 2:
         raise ValueError(f"{name} window={window} must be 2 tokens or more, or nothing can change places")
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
+    absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
+        if shuffle and window > row["tokens"].size:
+            raise ValueError(f"{name} window={window} does not fit rows of {row['tokens'].size} tokens")
         key = random.fold(key, name)
         tokens_L, ids_L, ordinary_L = row["tokens"], random.tokens(row), ordinary(row, vocab)
         new_L = tokens_L
@@ -83,11 +92,14 @@ def denoise(
         return row | {"tokens": new_L, name: mine | {"target": tokens_L}}
 
     def logits(params: dict, hidden: Array) -> Array:
-        return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
-        nll_BL, hit_BL = ops.cross_entropy(logits(params, encode(batch, key).hidden), mine["target"])
+        nll_BL, hit_BL = score_words(
+            backbone.config, partial(logits, params), encode(batch, key).hidden, mine["target"]
+        )
         weight_BL, changed_BL = mine["weight"], mine["changed"]
         count = weight_BL.sum()
         metrics = {

@@ -1,12 +1,14 @@
 """Masked and causal language modelling by one head, side by side in one batch (GPT-BERT)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops, random
-from model.heads import mlm_head
+from model.heads import mlm_head, score_words
 from model.types import Backbone
 from objectives.causal import check_reach, following
 from objectives.likelihood import pseudo
@@ -35,7 +37,8 @@ def hybrid(
     is not hidden (Charpentier & Samuel 2024, https://arxiv.org/abs/2410.24159, sections 2.1 and 2.2).
 
     Masked prediction is shifted by one, so that both are one task with the same weights: a hidden token is predicted
-    where the token before it stands. A segment is causal by a draw of its own.
+    where the token before it stands. A segment is causal by a draw of its own, and so every place reaches the
+    vocabulary, as in `objectives.causal`, though of a masked segment few are predicted.
 
     Args:
       causal: share of the segments that are causal.
@@ -57,6 +60,7 @@ def hybrid(
         name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams
     )
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
+    absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         tokens_L, segments_L = row["tokens"], row["segments"]
@@ -73,11 +77,14 @@ def hybrid(
         return row | {"tokens": jnp.where(chosen_L, new_L, tokens_L), "reach": reach_L, name: mine}
 
     def logits(params: dict, hidden: Array) -> Array:
-        return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
-        nll_BL, hit_BL = ops.cross_entropy(logits(params, encode(batch, key).hidden), mine["target"])
+        nll_BL, hit_BL = score_words(
+            backbone.config, partial(logits, params), encode(batch, key).hidden, mine["target"]
+        )
         weight_BL = mine["weight"]
         ahead_BL, masked_BL = weight_BL * mine["causal"], weight_BL * (1 - mine["causal"])
         terms = {

@@ -20,7 +20,8 @@ def pseudo(logits: Callable[[dict, Array], Array], vocab: Vocab, *, before: int 
 
     Args:
       logits: (params, hidden [B, P, D]) -> [B, P, V].
-      before: how many places before a token the state stands that predicts it.
+      before: how many places before a token the state stands that predicts it; a segment's first have none, and are
+        left out.
     """
 
     def likelihood(params: dict, encode, batch) -> Array:
@@ -30,13 +31,13 @@ def pseudo(logits: Callable[[dict, Array], Array], vocab: Vocab, *, before: int 
         ordinary_BL = ordinary(batch, vocab)
 
         def one_more(position: Array, total_BS: Array) -> Array:
-            here_BL = ordinary_BL & (positions_BL == position)
+            here_BL = ordinary_BL & (positions_BL == position) & (positions_BL >= before)
             here_BSL = here_BL[:, None] & of_BSL
             at_BS = here_BSL.argmax(-1)
             hidden_BL = jnp.where(here_BL, vocab.mask, tokens_BL).astype(tokens_BL.dtype)
             state_BSD = encode(batch | {"tokens": hidden_BL}, at=jnp.maximum(at_BS - before, 0)).hidden
             nll_BS, _ = ops.cross_entropy(logits(params, state_BSD), ops.pick(tokens_BL, at_BS))
-            return total_BS - jnp.where(here_BSL.any(-1), nll_BS, 0.0)
+            return (total_BS - jnp.where(here_BSL.any(-1), nll_BS, 0.0)).astype(total_BS.dtype)
 
         start_BS = jnp.zeros(of_BSL.shape[:2], jnp.float32)
         return jax.lax.fori_loop(0, positions_BL.max() + 1, one_more, start_BS)

@@ -18,6 +18,7 @@ from objectives.vocab import Vocab
 Rate = float | Sequence[float]
 CHOICES = ("exact", "independent")
 UNITS = ("token", "word", "span", "ngram")
+_WORD = 16  # tokens of a word, at most
 
 
 class Masking(NamedTuple):
@@ -67,7 +68,7 @@ def masking(
         raise ValueError(
             f"{name} mask=0, replace=0 leaves each chosen token as it is, to be read where it is predicted"
         )
-    if span < 1:
+    if not span >= 1:
         raise ValueError(f"{name} span={span} is a mean length in words and must be at least 1")
     ordinary_ids = np.setdiff1d(np.arange(vocab.size), vocab.special).astype(np.int32)  # on the host
 
@@ -84,16 +85,15 @@ def masking(
             luck_L = luck_L[first_L]
         if unit == "span":
             units_L = ids_L[first_L]
-        now = first if steps is None else first + (last - first) * jnp.minimum(step / steps, 1.0)
+        now = first if steps is None else first + (last - first) * jnp.clip(step / steps, 0.0, 1.0)
         if choice == "independent":
             return ordinary_L & (luck_L < now), luck_L, units_L
-        # the unit that crosses the budget is taken with the share of it that is within: the mean is the budget, exactly
-        budget_S = now * _count(segments_L, ordinary_L, row)
+        # so many units, rounded at random: each, long or short, is chosen at the rate
+        begins_L = ordinary_L & (first_L == jnp.arange(length))
+        budget_S = now * _count(segments_L, begins_L, row)
         lucky_S = random.uniform(random.fold(key, "round"), random.segments(row))
-        budget_L, lucky_L = (x_S[jnp.maximum(segments_L - 1, 0)] for x_S in (budget_S, lucky_S))
-        upto_L = rank(segments_L, luck_L, ordinary_L) + 1
-        before_L = upto_L - 1 if unit == "token" else rank(segments_L, luck_L, ordinary_L, jnp.less) + 1
-        return ordinary_L & (budget_L - before_L >= (1 - lucky_L) * (upto_L - before_L)), luck_L, units_L
+        budget_L = jnp.floor(budget_S + lucky_S)[jnp.maximum(segments_L - 1, 0)]
+        return ordinary_L & (rank(segments_L, luck_L, begins_L) < budget_L), luck_L, units_L
 
     def replaced(key: Array, ids: Array, units: Array, tokens: Array) -> Array:
         how = random.uniform(random.fold(key, "how"), units)
@@ -104,10 +104,9 @@ def masking(
         # tokens of a unit, weighed by tokens: a geometric length counts about twice its mean
         size = {"token": 1.0, "word": 2.0, "span": 3.0 * span, "ngram": trie.length if trie else 0.0}[unit]
         most = max(first, last)
-        # exact: one unit a segment that is there or not, of deviation at most half of its size; else binomial, by unit
-        if choice == "exact":
-            slack = min(segments, 2 * math.sqrt(segments)) if unit == "token" else size * (1 + math.sqrt(segments) / 2)
-            return min(length, math.floor(most * length) + math.ceil(slack))
+        # exact: one token a segment that is there or not, of deviation at most half; else binomial, by unit
+        if choice == "exact" and unit == "token":
+            return min(length, math.floor(most * length) + math.ceil(min(segments, 2 * math.sqrt(segments))))
         return min(length, math.ceil(most * length + 4 * math.sqrt(length * most * (1 - most) * size)))
 
     return Masking(choose, replaced, room)
@@ -115,15 +114,15 @@ def masking(
 
 def _line(name: str, rate: Rate) -> tuple[float, float, float | None]:
     """(first, last, steps), the last None for a rate that stays."""
-    three = rate if isinstance(rate, list | tuple) else (rate, rate, None)
-    numbers = all(isinstance(x, Real) or x is None for x in three)
-    if len(three) != 3 or not numbers or (three[2] is not None and three[2] < 1):
+    alone = isinstance(rate, Real)
+    three = (rate, rate, 1) if alone else tuple(rate) if isinstance(rate, list | tuple) else ()
+    if len(three) != 3 or not all(isinstance(x, Real) for x in three) or not three[2] >= 1:
         raise ValueError(f"{name} rate={rate!r} must be a share, or (first share, last share, steps between them)")
     first, last, steps = three
     for share in (first, last):
         if not 0 < share <= 1:
             raise ValueError(f"{name} rate={share} must be a share between 0 and 1")
-    return first, last, steps
+    return first, last, None if alone else steps
 
 
 def ordinary(row: dict, vocab: Vocab) -> Array:
@@ -135,35 +134,37 @@ def ordinary(row: dict, vocab: Vocab) -> Array:
 def unit_first(
     key: Array, row: dict, ordinary_L: Array, vocab: Vocab, unit: str, span: float, ngrams: Ngrams | None = None
 ) -> Array:
-    """int32 [L]: the first token of each token's unit. Units never cross a special token or a segment's end."""
+    """int32 [L]: the first token of each token's unit. Units never cross a special token or a segment's end. A word is
+    cut after `_WORD` tokens: without, a text that has no spaces would be one.
+    """
     ids_L = random.tokens(row)
     if unit == "token":
         return jnp.arange(ids_L.size)
-    starts_L = jnp.asarray(vocab.word_starts)[row["tokens"]]
-    if unit == "span":  # a word goes on with the last one's span with probability 1 - 1/span
-        starts_L &= random.uniform(random.fold(key, "span"), ids_L) < 1 / span
+    place_L = jnp.arange(ids_L.size)
     previous_L = jnp.roll(ordinary_L, 1).at[0].set(False)
-    starts_L |= ~ordinary_L | ~previous_L | (row["positions"] == 0)
+    always_L = ~ordinary_L | ~previous_L | (row["positions"] == 0)
+    starts_L = jnp.asarray(vocab.word_starts)[row["tokens"]] | always_L
+    starts_L |= (place_L - jax.lax.cummax(jnp.where(starts_L, place_L, 0))) % _WORD == 0
+    if unit == "span":  # a word goes on with the last one's span with probability 1 - 1/span
+        starts_L &= (random.uniform(random.fold(key, "span"), ids_L) < 1 / span) | always_L
     if ngrams is not None:
         starts_L = cut(ngrams, row, ordinary_L, starts_L)
-    return jax.lax.cummax(jnp.where(starts_L, jnp.arange(starts_L.size), 0))
+    return jax.lax.cummax(jnp.where(starts_L, place_L, 0))
 
 
-def rank(
-    segments_L: Array, luck_L: Array, ordinary_L: Array, compare: Callable[[Array, Array], Array] = jnp.less_equal
-) -> Array:
-    """How many ordinary tokens of its segment come before the last token of a token's unit, in order of luck; with
-    `jnp.less`, before the unit's first, less one.
+def rank(segments_L: Array, luck_L: Array, rivals_L: Array) -> Array:
+    """How many of the rivals (bool) of its segment have less luck than a token, or as much, less one: its own place
+    among them, from 0, of a token that is a rival or has a rival's luck.
 
     By comparing all pairs, which is one fused loop; a sort is many.
     """
-    rivals_L = jnp.where(ordinary_L, segments_L, -1)
-    before_LL = compare(luck_L[None], luck_L[:, None]) & (rivals_L[None] == segments_L[:, None])
+    rivals_L = jnp.where(rivals_L, segments_L, -1)
+    before_LL = (luck_L[None] <= luck_L[:, None]) & (rivals_L[None] == segments_L[:, None])
     return before_LL.sum(-1, dtype=jnp.float32) - 1  # of floats, which is the faster sum on CPUs
 
 
-def _count(segments_L: Array, ordinary_L: Array, row: dict) -> Array:
-    """Ordinary tokens of each packed segment, [S]."""
+def _count(segments_L: Array, counted_L: Array, row: dict) -> Array:
+    """How many are counted of each packed segment, [S]."""
     S = row["example"].shape[0]
-    counted_SL = ordinary_L[None] & (segments_L[None] == jnp.arange(1, S + 1)[:, None])
+    counted_SL = counted_L[None] & (segments_L[None] == jnp.arange(1, S + 1)[:, None])
     return counted_SL.sum(-1, dtype=jnp.float32)

@@ -1,12 +1,14 @@
 """Masked language modelling: hide some tokens, predict them from the rest (Devlin et al. 2018)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops
-from model.heads import bag_head, boundary_head, mlm_head
+from model.heads import bag_head, boundary_head, mlm_head, score_words
 from model.types import Backbone
 from objectives.hiding import boundaries, hiding
 from objectives.likelihood import pseudo
@@ -33,7 +35,8 @@ def mlm(
     boundary: float = 0.0,
     name: str = "mlm",
 ) -> Objective:
-    """BERT's objective (https://arxiv.org/abs/1810.04805, section 3.1), on the chosen positions alone.
+    """BERT's objective (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 3.1, task 1): the mean over the
+    chosen positions i of -log p(x_i | what is seen of x).
 
     Args:
       rate: share of the ordinary tokens that is chosen; or three numbers, (0.3, 0.15, 10_000): it goes from the first
@@ -41,9 +44,8 @@ def mlm(
         https://arxiv.org/abs/2305.15096, section 2); evaluation keeps the first.
       mask, replace: shares of the chosen that become [MASK], or a random ordinary token; the rest stay as they are.
         Each token by itself, of a word too; with unit="span" all of a span alike, as in SpanBERT.
-      choice: "exact" chooses rate * n of a segment's n ordinary tokens, in units of luck's order: the one that crosses
-        that number is taken with the share of it that is within, so that the rate holds on average, of whole units
-        too; "independent" draws each unit with probability `rate`.
+      choice: "exact" chooses rate * n of a segment's n units, rounded at random; "independent" draws each unit with
+        probability `rate`. Either way each token is hidden at the rate, of a long word as of a short one.
       unit: what is chosen together: "token", "word" (pieces of a word; Cui et al. 2019,
         https://arxiv.org/abs/1906.08101), "span" (runs of whole words, geometric in length with mean `span` words,
         as in SpanBERT, https://arxiv.org/abs/1907.10529, but not cut at ten words) or "ngram" (occurrences of
@@ -72,9 +74,10 @@ def mlm(
         capacity=capacity,
     )  # fmt: skip
     for what, coefficient in dict(bag=bag, boundary=boundary).items():
-        if coefficient < 0:
+        if not 0 <= coefficient < jnp.inf:
             raise ValueError(f"{name} {what}={coefficient} is the coefficient of a loss term and must not be negative")
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
+    absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
     whole, beside = bag_head(backbone.config), boundary_head(backbone.config)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
@@ -82,11 +85,13 @@ def mlm(
         return row | {name: row[name] | boundaries(row, name)} if boundary else row
 
     def logits(params: dict, hidden: Array) -> Array:
-        return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        return ops.without(found, absent_V)
 
     def bag_term(params: dict, hidden_BLD: Array, batch) -> Term:
         mine = batch[name]
-        logp_BSV = whole.apply(params[name]["bag"], hidden_BLD, batch | {"segments": mine["seen"]})
+        said_BSV = whole.apply(params[name]["bag"], hidden_BLD, batch | {"segments": mine["seen"]})
+        logp_BSV = jax.nn.log_softmax(ops.without(said_BSV, absent_V))
         segment_BP = ops.pick(batch["segments"], mine["index"])
         row_B1 = jnp.arange(len(segment_BP))[:, None]
         logp_BP = ops.take(logp_BSV, row_B1, jnp.maximum(segment_BP - 1, 0), mine["target"])
@@ -95,7 +100,7 @@ def mlm(
     def boundary_term(params: dict, beside_BPD: list[Array], mine: dict) -> Term:
         tokens_VE = params["backbone"]["embed"]["tokens"]
         said_BPV = beside.apply(params[name]["boundary"], *beside_BPD, mine["place"], tokens_VE)
-        nll_BP, _ = ops.cross_entropy(said_BPV, mine["target"])
+        nll_BP, _ = ops.cross_entropy(ops.without(said_BPV, absent_V), mine["target"])
         return Term((nll_BP * mine["bounded"]).sum(), mine["bounded"].sum(), boundary)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
@@ -105,7 +110,7 @@ def mlm(
         # all places are read where the whole segment predicts, else those wanted alone
         hidden = encode(batch, key, at=None if bag else at).hidden
         hidden_BPD, *beside_BPD = jnp.split(ops.pick(hidden, at) if bag else hidden, len(wanted), 1)
-        nll_BP, hit_BP = ops.cross_entropy(logits(params, hidden_BPD), mine["target"])
+        nll_BP, hit_BP = score_words(backbone.config, partial(logits, params), hidden_BPD, mine["target"])
         weight_BP = mine["weight"]
         count = weight_BP.sum()
         terms = {name: Term((nll_BP * weight_BP).sum(), count)}

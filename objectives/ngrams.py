@@ -19,7 +19,7 @@ class Ngrams(NamedTuple):
     first:  int32 [states + 1], where a state's children begin in the next two
     token, child: int32 [edges], a child's token (sorted within its state) and its state
     whole:  bool [states], whether an n-gram ends here
-    length: of the longest n-gram
+    length, shortest: of the longest and the shortest n-gram
     fan:    the most children of a state but the root
     """
 
@@ -29,6 +29,7 @@ class Ngrams(NamedTuple):
     child: np.ndarray
     whole: np.ndarray
     length: int
+    shortest: int
     fan: int
 
 
@@ -51,7 +52,7 @@ def ngrams(listed: str | Sequence[Sequence[int]], size: int) -> Ngrams:
     children: list[dict[int, int]] = [{}]
     ends = set()
     for ngram in listed:
-        if len(ngram) < 2 or not all(0 <= t < size for t in ngram):
+        if len(ngram) < 2 or not all(isinstance(t, int | np.integer) and 0 <= t < size for t in ngram):
             raise ValueError(f"the n-gram {tuple(ngram)} must have two tokens or more, ids from 0 to {size - 1}")
         state = 0
         for token in ngram:
@@ -69,7 +70,9 @@ def ngrams(listed: str | Sequence[Sequence[int]], size: int) -> Ngrams:
     token, child = np.array(edges, np.int32).T
     first = np.cumsum([0, *map(len, children)]).astype(np.int32)
     whole = np.isin(np.arange(len(children)), list(ends))
-    return Ngrams(begin, first, token, child, whole, max(map(len, listed)), max(map(len, children)))
+    return Ngrams(
+        begin, first, token, child, whole, max(map(len, listed)), min(map(len, listed)), max(map(len, children))
+    )
 
 
 def _ids(line: str, where: str) -> list[int]:
@@ -89,6 +92,8 @@ def cut(found: Ngrams, row: dict, ordinary_L: jax.Array, starts_L: jax.Array) ->
     """
     tokens_L = row["tokens"]
     L = tokens_L.size
+    if found.shortest > L:
+        raise ValueError(f"the shortest of the n-grams has {found.shortest} tokens, and a row has {L}")
     place_L = jnp.arange(L)
     starts_after_L = jnp.ones(L + 1, bool).at[:L].set(starts_L)[1:]  # whether a unit may end with this token
     state_L = jnp.where(starts_L & ordinary_L, ops.take(found.begin, tokens_L), -1)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Real
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from model import beam, ops, random
 from model.decoder import decoder
-from model.heads import mlm_head, present
+from model.heads import mlm_head, present, score_words
 from model.types import Backbone
 from objectives.spans import permuted, spans
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
@@ -40,12 +41,16 @@ def translate(
     encoder reads what is of type 0; the decoder writes what is of type 1, and reads [CLS] first. Segments of a row see
     nothing of each other.
 
+    Any backbone is an encoder to it, and the decoder is the objective's own, under `{name}`: after `span_corruption` or
+    `bart` it is carried by a rule, `carry=dict(stage="pretrain", rules=((r"(backbone|seq2seq)/(.*)", r"\\1/\\2"),))`;
+    after an objective without a decoder it begins fresh.
+
     Args:
       layers: of the decoder; None for as many as the backbone has.
       source_length, target_length: places of a row in either stream, no more than the row's own; what does not fit is
         cut at the row's end. None for as many as the row has.
-      smoothing: of the loss this share is that of a uniform distribution over the vocabulary (Szegedy et al. 2015,
-        https://arxiv.org/abs/1512.00567, section 7).
+      smoothing: of the loss this share is that of a uniform distribution over the ids that can be written (Szegedy et
+        al. 2015, https://arxiv.org/abs/1512.00567, section 7).
       tied: the decoder's outputs are scored by the backbone's token embeddings, which it reads by in any case.
       beams, penalty: of `predict`, see `model.beam.search`; one beam is greedy.
 
@@ -173,7 +178,7 @@ def bart(
     if noise not in NOISES:
         raise ValueError(f"bart noise={noise!r} must be one of {', '.join(NOISES)}")
     _check_spans("bart", rate, span)
-    if empty < 0 or (empty and noise != "infill") or not 0 <= permute <= 1 or sentence < 1:
+    if not 0 <= empty < math.inf or (empty and noise != "infill") or not 0 <= permute <= 1 or not sentence >= 1:
         raise ValueError(
             f"bart empty={empty}, permute={permute}, sentence={sentence} with noise={noise!r}: expected a number of "
             "empty spans for each span of infill, a share of the texts, and a mean length in tokens of at least 1"
@@ -206,7 +211,7 @@ def bart(
 def _check_spans(name: str, rate: float, span: float) -> None:
     if not isinstance(rate, Real) or not 0 < rate < 1:
         raise ValueError(f"{name} rate={rate!r} is the share of tokens in spans, one number between 0 and 1")
-    if span < 1:
+    if not span >= 1:
         raise ValueError(f"{name} span={span} is a mean length in tokens and must be at least 1")
 
 
@@ -260,13 +265,14 @@ def _objective(
             raise ValueError(f"{name} {what}={length} is a number of places in a row and must be at least 1")
     if not 0 <= smoothing < 1:
         raise ValueError(f"{name} smoothing={smoothing} is a share of the loss and must be in [0, 1)")
-    if beams < 1 or penalty < 0 or (beams == 1 and penalty):
+    if beams < 1 or not 0 <= penalty < math.inf or (beams == 1 and penalty):
         raise ValueError(
             f"{name} beams={beams}, penalty={penalty}: expected at least 1 beam, and a penalty above 0 of several alone"
         )
     writer, head = decoder(cfg, layers=layers), mlm_head(cfg, tied=tied, activation=None)
     banned_V = np.isin(np.arange(cfg.V), np.setdiff1d([vocab.pad, vocab.cls, vocab.mask], [vocab.sep]))
-    banned_V |= np.arange(cfg.V) >= vocab.size + sentinels  # no token has these
+    absent_V = np.arange(cfg.V) >= vocab.size + sentinels  # no token has these
+    banned_V |= absent_V
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         L, S = row["tokens"].shape[0], row["example"].shape[0]
@@ -282,23 +288,18 @@ def _objective(
         return row | {name: dict(source=source, target=target, label=label_T, surplus=surplus, lost=lost)}
 
     def scored(params: dict, hidden: Array) -> Array:
-        return head.apply(params[name]["head"], hidden, params["backbone"]["embed"]["tokens"])
+        return ops.without(head.apply(params[name]["head"], hidden, params["backbone"]["embed"]["tokens"]), absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
         source, target = (mine[k] | {"example": batch["example"]} for k in ("source", "target"))
         memory_BMD = encode(source, key).hidden
         hidden_BTD = writer.decode(params[name]["decoder"], params["backbone"], target, source, memory_BMD, key)
-        logits_BTV = scored(params, hidden_BTD)
-        nll_BT, hit_BT = ops.cross_entropy(logits_BTV, mine["label"])
+        of = partial(_smoothed, over_V=~banned_V) if smoothing else ops.cross_entropy
+        nll_BT, hit_BT, *more = score_words(cfg, partial(scored, params), hidden_BTD, mine["label"], of)
         weight_BT = (target["segments"] > 0).astype(jnp.float32)
         count, nll = weight_BT.sum(), (nll_BT * weight_BT).sum()
-        total = nll
-        if smoothing:
-            # the mean over the vocabulary of -log p is the label's, and by how much its logit exceeds their mean
-            wide_BTV = ops.wide(logits_BTV)
-            above_BT = jnp.take_along_axis(wide_BTV, mine["label"][..., None], 2)[..., 0] - wide_BTV.mean(-1)
-            total = nll + smoothing * (above_BT * weight_BT).sum()
+        total = nll + smoothing * sum((above_BT * weight_BT).sum() for above_BT in more)
         metrics = {
             f"{name}_accuracy": Ratio((hit_BT * weight_BT).sum(), count),
             f"{name}_nll": Ratio(nll, count),
@@ -328,7 +329,7 @@ def _objective(
             return scored(params, hidden_BQD), cache
 
         prediction_BST, score_BS = beam.search(
-            write, lambda cache, index_BQ: cache.take(index_BQ), cache, present(batch) > 0,
+            write, lambda cache, index_BQ: cache.take(index_BQ), cache, present(source) > 0,
             start=vocab.cls, end=vocab.sep, banned_V=jnp.asarray(banned_V), beams=beams, steps=steps, penalty=penalty,
         )  # fmt: skip
         return dict(prediction=prediction_BST, score=score_BS, lost=lost_B)
@@ -339,6 +340,16 @@ def _objective(
 
     axes = {"decoder": writer.axes, "head": head.axes}
     return Objective(name, loss, predict, init, axes, corrupt, needs=needs, writes=True)
+
+
+def _smoothed(logits_BTV: Array, label_BT: Array, over_V: np.ndarray) -> tuple[Array, Array, Array]:
+    """Cross-entropy, hits, and by how much the mean over some ids of -log p exceeds it: as the label's logit does the
+    mean of theirs.
+    """
+    wide_BTV = ops.wide(logits_BTV)
+    mean_BT = wide_BTV.mean(-1, where=jnp.asarray(over_V))
+    above_BT = jnp.take_along_axis(wide_BTV, label_BT[..., None], 2)[..., 0] - mean_BT
+    return *ops.cross_entropy(logits_BTV, label_BT), above_BT
 
 
 def _stream(row: dict, tokens_LW: Array, kept_LW: Array, length: int) -> tuple[dict, Array]:

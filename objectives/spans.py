@@ -52,8 +52,10 @@ def spans(key: Array, row: dict, free_L: Array, *, rate: float, span: float) -> 
 
 def permuted(key: Array, row: dict, vocab: Vocab, share: float, span: float) -> Array:
     """int32 [L]: which place each place's token comes from. In a share of the segments, runs of words with mean length
-    `span` are put in a random order between special tokens.
+    `span` are put in a random order between special tokens. Raises ValueError for a `span` as long as the row.
     """
+    if span >= (length := row["tokens"].size):
+        raise ValueError(f"spans of {span:g} tokens that change places do not fit rows of {length} tokens")
     ordinary_L = ordinary(row, vocab)
     luck_L = random.uniform(random.fold(key, "choose"), random.tokens(row))
     luck_L = luck_L[unit_first(key, row, ordinary_L, vocab, "span", span)]

@@ -1,5 +1,6 @@
 """Causal, prefix and hybrid language modelling: probabilities that add up to one, and corruption by a loop."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from toys import SPECIAL, V, pack, params_of
 from model import random
 from model.backbone import backbone
 from model.config import sized
+from model.heads import mlm_head
 from objectives import types
 from objectives.causal import causal
 from objectives.hybrid import hybrid
@@ -123,6 +125,26 @@ def test_hybrid(bb, vocab):
     assert 0.7 < (out["tokens"] == 4).sum() / hidden < 0.9
     on = mine["weight"] > 0
     np.testing.assert_array_equal(mine["target"][on], np.roll(rows["tokens"], -1, 1)[on])
+
+
+def test_the_hybrids_loss_by_a_loop(bb, vocab):
+    """Each predicted token where the one before it stands, in causal and masked segments, and the two means weighed."""
+    objective = hybrid(bb, vocab, causal=0.4, rate=0.3)
+    rows = pack([[d, d + 1] for d in range(0, 20, 2)], 40, 2)
+    params, out = params_of(bb, objective), corrupt(objective, rows)
+    hidden = bb.encode(params["backbone"], out).hidden
+    logits = mlm_head(bb.config).apply(params["hybrid"], hidden, params["backbone"]["embed"]["tokens"])
+    logp = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    said = {False: [], True: []}
+    for b, places in segments(rows):
+        causal_here = bool(out["hybrid"]["causal"][b, places[0]])
+        for before, place in itertools.pairwise(places):
+            if causal_here or out["hybrid"]["weight"][b, before]:
+                said[causal_here].append(-logp[b, before, rows["tokens"][b, place]])
+    got = loss(objective, bb, params, out)
+    np.testing.assert_allclose(got["hybrid_causal"], np.mean(said[True]), rtol=1e-5)
+    np.testing.assert_allclose(got["hybrid_masked"], np.mean(said[False]), rtol=1e-5)
+    np.testing.assert_allclose(got["loss"], 0.4 * np.mean(said[True]) + 0.6 * np.mean(said[False]), rtol=1e-5)
 
 
 def test_a_hybrid_of_causal_segments_alone_is_causal(bb, vocab):

@@ -13,7 +13,10 @@ from model import random
 from model.backbone import backbone
 from model.config import sized
 from objectives import types
+from objectives.causal import causal
+from objectives.denoise import denoise
 from objectives.hiding import boundaries
+from objectives.hybrid import hybrid
 from objectives.mlm import mlm
 from train import step as training
 
@@ -118,6 +121,43 @@ def test_a_span_becomes_all_of_a_kind(bb, vocab, rows):
         assert abs(switches.mean() - expected) < 5 * np.sqrt(expected / switches.size)
 
 
+@pytest.mark.parametrize("choice", ["exact", "independent"])
+def test_long_words_are_hidden_as_often_as_short_ones(bb, vocab, rows, choice):
+    """Of 12 words of one token and two of ten."""
+    one, begins, goes_on = 5, 7, 6  # ids that three divides go on with a word
+    assert vocab.word_starts[[one, begins, goes_on]].tolist() == [True, True, False]
+    tokens = np.zeros((B, L), np.int32)
+    words = [one] * 6 + [begins] + [goes_on] * 9 + [one] * 6 + [begins] + [goes_on] * 9
+    tokens[:, : len(words) + 2] = [2, *words, 3]
+    batch = rows | {"tokens": tokens, "segments": (tokens > 0).astype(np.int32)}
+    objective = mlm(bb, vocab, rate=0.3, unit="word", choice=choice, capacity=1.0)
+    chosen = np.mean([chosen_of(corrupt(objective, batch, step)) for step in range(5)], 0).mean(0)
+    np.testing.assert_allclose(chosen[1 : len(words) + 1], 0.3, atol=5 * np.sqrt(0.21 / (5 * B)))
+
+
+def test_a_text_without_spaces_is_no_single_word(bb, vocab, rows):
+    """As one in Chinese, of which no piece begins a word: it is cut, hidden at the rate, and little is surplus."""
+    tokens = np.where(np.isin(rows["tokens"], SPECIAL), rows["tokens"], 6).astype(np.int32)
+    for unit in ("word", "span"):
+        out = corrupt(mlm(bb, vocab, rate=0.3, unit=unit), rows | {"tokens": tokens})
+        hidden, surplus = chosen_of(out).sum(), int(out["mlm"]["surplus"].sum())
+        ordinary = (tokens == 6).sum()
+        assert abs((hidden + surplus) / ordinary - 0.3) < 5 * np.sqrt(0.21 * 48 / ordinary)
+        assert surplus < 0.2 * hidden
+
+
+def test_no_probability_for_ids_that_no_token_has(vocab, rows):
+    bb = backbone(sized("tiny", V=128, D=16, heads=4, F=32, max_length=64))
+    for objective in (mlm(bb, vocab, bag=1.0), causal(bb, vocab), hybrid(bb, vocab), denoise(bb, vocab)):
+        params = params_of(bb, objective)
+        params[objective.name]["bias"][V:] = 50.0
+        few = {k: x[:4] for k, x in rows.items()}
+        sums = objective.loss(params, partial(bb.encode, params["backbone"]), corrupt(objective, few), None, 0)
+        assert float(types.loss(sums)) < 20
+        found = objective.predict(params, partial(bb.encode, params["backbone"]), few)
+        assert found["prediction"].max() < V
+
+
 def test_every_position_has_its_share(bb, vocab, rows):
     chosen = np.mean([chosen_of(corrupt(mlm(bb, vocab, rate=0.2), rows, step)) for step in range(5)], 0).mean(0)
     ordinary = np.delete(chosen, [0, 30, L - 1])
@@ -165,6 +205,17 @@ def test_loss_is_the_mean_over_the_chosen(bb, vocab, rows):
 
     report, found = both(params, batch)
     chosen = chosen_of(batch)
+    # the head by hand, in float64
+    own = jax.tree.map(np.float64, params["mlm"])
+    x = np.asarray(bb.encode(params["backbone"], batch).hidden, np.float64)[chosen]
+    x = x @ own["transform"]["kernel"] + own["transform"]["bias"]
+    x = layer_norm(0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))), own["norm"])
+    logits = x @ own["decoder"].T + own["bias"]
+    nll = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, rows["tokens"][chosen][:, None], 1)[:, 0]
+    np.testing.assert_allclose(float(report["mlm"]), nll.mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        float(report["mlm_accuracy"]), (logits.argmax(-1) == rows["tokens"][chosen]).mean(), 1e-6
+    )
     accuracy = (np.asarray(found["prediction"]) == rows["tokens"])[chosen].mean()
     assert abs(float(report["mlm_accuracy"]) - accuracy) < 1e-6
     assert ((found["probability"] > 0) & (found["probability"] <= 1)).all()
@@ -191,8 +242,8 @@ def test_bag_against_a_loop(bb, vocab, packed):
 
 
 def layer_norm(x, params):
-    x = x - x.mean()
-    return x / np.sqrt((x * x).mean() + 1e-12) * params["scale"] + params["bias"]
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-12) * params["scale"] + params["bias"]
 
 
 def test_boundary_against_a_loop(bb, vocab, packed):
@@ -260,6 +311,10 @@ def test_ngrams_are_whole(bb, vocab, rows, choice):
         (dict(mask=0.9, replace=0.2), "mask_and_replace=1.1"),
         (dict(choice="some"), "choice='some'"),
         (dict(unit="line"), "unit='line'"),
+        (dict(rate=(0.3, 0.1, math.nan)), "must be a share, or .first"),
+        (dict(rate=(0.3, 0.1, None)), "must be a share, or .first"),
+        (dict(span=math.nan, unit="span"), "span=nan is a mean length"),
+        (dict(bag=math.nan), "bag=nan is the coefficient"),
         (dict(bag=-1.0), "bag=-1.0 is the coefficient"),
         (dict(boundary=-1.0), "boundary=-1.0 is the coefficient"),
         (dict(unit="ngram"), 'unit="ngram" and a list of ngrams belong together'),
