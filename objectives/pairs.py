@@ -10,13 +10,15 @@ from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
 def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float = 0.1, name: str = "nsp") -> Objective:
-    """Next-sentence prediction (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 3.1, task 2).
+    """Next-sentence prediction (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 3.1, task 2): the mean
+    over pairs of -log p(label | A, B), by a softmax of BERT's pooler.
 
     Rows hold pairs packed, as `train.data.rows:pair_sentences` with `segments` makes them. Of the n pairs of a row
     `rate` * n, rounded at random, are drawn to lose their second spans and pass them on, each to the next: never one
-    alone, and none in a row of one pair, but `rate` of all others. With whom a pair changes hangs on how pairs are
-    packed (`pair_sentences` puts those of a document in different rows): this objective is exempt from invariance to
-    packing.
+    alone, and none in a row of one pair, but `rate` of all others. All second spans of a row lose tokens at their end
+    until they are as long as its shortest, drawn or not, so that lengths tell nothing (the paper draws other texts to
+    one length). With whom a pair changes hangs on how pairs are packed (`pair_sentences` puts those of a document in
+    different rows): this objective is exempt from invariance to packing.
 
     A corrupted row holds the new `tokens`, `segments`, `positions` and `types`, and under `name` `label` int32 [S], 0
     where the second span follows the first and 1 where it does not.
@@ -44,7 +46,7 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
         distance_SS = (jnp.arange(S)[None] - jnp.arange(S)[:, None] - 1) % S + 1
         next_S = jnp.where(changed_S[None], distance_SS, S + 1).argmin(-1)
         source_S = jnp.where(changed_S, next_S, jnp.arange(S))
-        row = _joined(row, first_S, second_S, source_S)
+        row = _joined(row, first_S, second_S, source_S, vocab.pad)
         return row | {name: dict(label=changed_S.astype(jnp.int32), there=(second_S > 0).astype(jnp.float32))}
 
     return _binary(backbone, name, corrupt, dropout)
@@ -66,7 +68,7 @@ def _drawn(key: Array, row: dict, there_S: Array, rate: float) -> Array:
 
 def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float = 0.1, name: str = "sop") -> Objective:
     """Sentence-order prediction (Lan et al. 2019, https://arxiv.org/abs/1909.11942, section 3.1): the spans of a pair
-    change places with probability `rate`.
+    change places with probability `rate`, and the loss is the mean over pairs of -log p(whether they did).
 
     Rows hold pairs, as `train.data.rows:pair_sentences` makes them. A corrupted row holds the new `tokens` and `types`,
     and under `name` `label` int32 [S], 1 where they changed, and `there` float32 [S], 0 of a text alone, which is
@@ -102,24 +104,27 @@ def lengths(row: dict) -> tuple[Array, Array]:
     return of_SL.sum(-1) - second_S, second_S
 
 
-def _joined(row: dict, first_S: Array, second_S: Array, source_S: Array) -> dict:
-    """The row with each pair's second span taken from pair `source_S`, which is a permutation; no token is lost."""
+def _joined(row: dict, first_S: Array, second_S: Array, source_S: Array, pad: int) -> dict:
+    """The row with each pair's second span taken from pair `source_S`, which is a permutation, each as long as the
+    shortest: the last token, its [SEP], stays.
+    """
     L, S = row["tokens"].shape[0], len(first_S)
     start_S = jnp.argmax(row["segments"][None] == jnp.arange(1, S + 1)[:, None], -1)  # where each begins, as it is
-    taken_S = ops.take(second_S, source_S)
+    taken_S = jnp.minimum(second_S, jnp.where(second_S > 0, second_S, L).min())
     ends_S = jnp.cumsum(first_S + taken_S)
     place_L = jnp.arange(L)
     in_L = jnp.minimum((place_L[:, None] >= ends_S[None]).sum(-1), S - 1)  # the pair that lies there now
     at_L = place_L - ops.take(ends_S - first_S - taken_S, in_L)
     from_L = ops.take(source_S, in_L)
     first_L = ops.take(first_S, in_L)
-    second_L = ops.take(start_S + first_S, from_L) + at_L - first_L
+    ends_L = at_L == first_L + ops.take(taken_S, in_L) - 1
+    second_L = ops.take(start_S + first_S, from_L) + jnp.where(ends_L, ops.take(second_S, from_L) - 1, at_L - first_L)
     old_L = jnp.where(at_L < first_L, ops.take(start_S, in_L) + at_L, second_L)
     there_L = place_L < ends_S[-1]
-    old_L = jnp.where(there_L, old_L, place_L)
+    old_L = jnp.where(there_L, old_L, 0)
     new = dict(segments=in_L + 1, positions=at_L, types=at_L >= first_L)
     new = {k: jnp.where(there_L, v, 0).astype(row[k].dtype) for k, v in new.items()}
-    return row | new | {"tokens": ops.take(row["tokens"], old_L)}
+    return row | new | {"tokens": jnp.where(there_L, ops.take(row["tokens"], old_L), pad).astype(row["tokens"].dtype)}
 
 
 def _binary(backbone: Backbone, name: str, corrupt, dropout: float) -> Objective:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import V, pack
+from toys import V, pack, params_of
 
 from model import random
 from model.backbone import backbone
 from model.config import sized
 from objectives import pairs as pairs_of
+from objectives import types
 from objectives.pairs import nsp, sop
 from train import step as training
 
@@ -57,6 +58,9 @@ def test_next_sentences(bb, vocab, rows):
     for b in range(len(LAYOUT)):
         before, after, labels = pairs(rows, b), pairs(out, b), out["nsp"]["label"][b][: len(LAYOUT[b])]
         assert [pair[0] for pair in before] == [pair[0] for pair in after]
+        # second spans of a row are as long as its shortest, each with its [SEP]
+        short = min((len(pair[1]) for pair in before), default=0)
+        before = [[first, [*second[: short - 1], second[-1]]] for first, second in before]
         changed = np.flatnonzero(labels)
         assert len(changed) != 1
         drawn += len(changed)
@@ -64,8 +68,7 @@ def test_next_sentences(bb, vocab, rows):
             assert after[s][1] == before[changed[(place + 1) % len(changed)]][1]
         for s in np.flatnonzero(labels == 0):
             assert after[s] == before[s]
-        beyond = out["segments"][b] == 0
-        assert beyond.sum() == (rows["segments"][b] == 0).sum() and (out["tokens"][b][beyond] == 0).all()
+        assert (out["tokens"][b][out["segments"][b] == 0] == 0).all()
     there = sum(len(row) for row in LAYOUT if len(row) > 1)
     assert abs(drawn - 0.6 * there) < 4.5 * np.sqrt(len(LAYOUT))
 
@@ -96,6 +99,34 @@ def test_sentence_order(bb, vocab, rows):
             assert after == ([[2, *second], a[1:]] if labels[s] else [a, second])
     assert abs(np.mean(kinds) - 0.5) < 4.5 * np.sqrt(0.25 / len(kinds))
     np.testing.assert_array_equal(out["segments"], rows["segments"])
+
+
+@pytest.mark.parametrize("make", [nsp, sop])
+def test_the_loss_by_hand(bb, vocab, rows, make):
+    """Pooler, softmax and cross-entropy over the pairs; a text without a second span counts for nothing."""
+    objective = make(bb, vocab)
+    params = params_of(bb, objective)
+    few = {k: x[:8].copy() for k, x in rows.items()}
+    few["types"][1] = 0  # the only text of its row: no pair
+    batch = corrupt(objective, few)
+    encode = partial(bb.encode, params["backbone"])
+    hidden = np.asarray(encode(batch).hidden, np.float64)
+    own = jax.tree.map(np.float64, params[objective.name])
+    total, hits, said = [], [], objective.predict(params, encode, batch)
+    for b in range(8):
+        for s in range(batch["segments"][b].max()):
+            first = np.flatnonzero(batch["segments"][b] == s + 1)[0]
+            x = np.tanh(hidden[b, first] @ own["pooler"]["kernel"] + own["pooler"]["bias"])
+            logits = x @ own["out"]["kernel"] + own["out"]["bias"]
+            p = np.exp(logits) / np.exp(logits).sum()
+            np.testing.assert_allclose(said["probabilities"][b, s], p, rtol=1e-4)
+            assert int(said["prediction"][b, s]) == p.argmax()
+            if b != 1:
+                total.append(-np.log(p[batch[objective.name]["label"][b, s]]))
+                hits.append(p.argmax() == batch[objective.name]["label"][b, s])
+    report = types.report(objective.loss(params, encode, batch, None, 0))
+    np.testing.assert_allclose(report[objective.name], np.mean(total), rtol=1e-5)
+    np.testing.assert_allclose(report[f"{objective.name}_accuracy"], np.mean(hits), rtol=1e-6)
 
 
 @pytest.mark.parametrize("objective", [nsp, sop])

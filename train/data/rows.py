@@ -111,8 +111,11 @@ def pair_sentences(
             end = int(ends[-1]) if len(ends) else min(at + room, len(ids))
             end -= len(ids) - end == 1
             inside = starts[np.searchsorted(starts, at, "right") : np.searchsorted(starts, end)]
-            middle = (at + end) // 2
-            cut = int(inside[np.abs(inside - middle).argmin()]) if len(inside) else middle
+            # of two cuts equally near the first and the last by turns, or lengths would tell which span is which
+            odd = len(sizes) % 2
+            away = np.abs(2 * inside - at - end)
+            near = inside[away == away.min()] if len(inside) else [(at + end + odd) // 2]
+            cut = int(near[-odd])
             parts += cls, ids[at:cut], sep, ids[cut:end], sep
             sizes.append((cut - at + 2, end - cut + 1))
             at = end
