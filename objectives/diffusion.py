@@ -1,11 +1,13 @@
 """Masked diffusion: hide any share of a text, from none to all, and fill it in; the encoder then generates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from model import ops, random
-from model.heads import mlm_head
+from model.heads import mlm_head, score_words
 from model.types import Backbone
 from objectives.likelihood import pseudo
 from objectives.masking import ordinary, rank
@@ -27,7 +29,8 @@ def diffusion(
     """The bound on -log p(x) per token of a discrete diffusion whose noise is [MASK]: of a segment's n ordinary tokens
     each is hidden with the segment's probability t, uniform in (0, 1], and the loss is the sum over those hidden of
     -log p(x_i | what is seen) / (t n) (Sahoo et al. 2024, https://arxiv.org/abs/2406.07524, equation 10, with the
-    linear schedule; Nie et al. 2025, https://arxiv.org/abs/2502.09992, equation 3).
+    linear schedule; Nie et al. 2025, https://arxiv.org/abs/2502.09992, equation 3). Special tokens have no probability,
+    [MASK] among them: the data hold none (Sahoo et al., section 3.2.3). Every place reaches the vocabulary.
 
     Args:
       least: the smallest t; the weights 1 / t stay below its inverse.
@@ -45,7 +48,7 @@ def diffusion(
     """
     if not 0 < least <= 1:
         raise ValueError(f"diffusion least={least} is the smallest share that is hidden and must be in (0, 1]")
-    if steps < 1 or steps != int(steps):
+    if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"diffusion steps={steps} must be a whole number, at least 1")
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
     special_V = np.isin(np.arange(backbone.config.V), vocab.special) | (np.arange(backbone.config.V) >= vocab.size)
@@ -64,11 +67,15 @@ def diffusion(
         return row | {"tokens": jnp.where(hidden_L, vocab.mask, tokens_L).astype(tokens_L.dtype), name: mine}
 
     def logits(params: dict, hidden: Array) -> Array:
-        return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        """Of ordinary tokens alone: nothing else is ever hidden."""
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        return ops.without(found, special_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
-        nll_BL, hit_BL = ops.cross_entropy(logits(params, encode(batch, key).hidden), mine["target"])
+        nll_BL, hit_BL = score_words(
+            backbone.config, partial(logits, params), encode(batch, key).hidden, mine["target"]
+        )
         terms = {name: Term((nll_BL * mine["weight"]).sum(), mine["counted"].sum())}
         return Sums(terms, {f"{name}_accuracy": Ratio((hit_BL * mine["hidden"]).sum(), mine["hidden"].sum())})
 
@@ -79,7 +86,6 @@ def diffusion(
         def fill(i: Array, tokens_BL: Array) -> Array:
             hidden_BL = (tokens_BL == vocab.mask) & (batch["segments"] > 0)
             said_BLV = ops.wide(logits(params, encode(batch | {"tokens": tokens_BL}).hidden))
-            said_BLV = jnp.where(jnp.asarray(special_V)[None, None], -jnp.inf, said_BLV)
             if key is None:
                 new_BL = said_BLV.argmax(-1)
                 order_BL = -jax.nn.log_softmax(said_BLV).max(-1)
@@ -87,7 +93,9 @@ def diffusion(
                 site = random.fold(key, name, i)
                 new_BL = (said_BLV + random.gumbel(site, ids_BL, said_BLV.shape[-1])).argmax(-1)
                 order_BL = random.uniform(random.fold(key, "order"), ids_BL)
-            rank_BL = jax.vmap(rank)(batch["segments"], order_BL, hidden_BL)
+            # by place in the order: of those that are certain all have one probability, and one rank
+            place_BL = jnp.argsort(jnp.argsort(order_BL, stable=True), stable=True).astype(jnp.float32)
+            rank_BL = jax.vmap(rank)(batch["segments"], place_BL, hidden_BL)
             left_BL = jax.vmap(lambda s_L, h_L: ((s_L[:, None] == s_L[None]) & h_L[None]).sum(-1))(
                 batch["segments"], hidden_BL
             )

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import V, pack, params_of
+from toys import SPECIAL, V, pack, params_of
 
 from model import random
 from model.backbone import backbone
 from model.config import sized
+from model.heads import mlm_head
 from objectives import types
 from objectives.diffusion import diffusion
 from train import step as training
@@ -35,11 +36,9 @@ def test_the_loss_is_that_of_all_orders(bb, vocab):
         positions=np.tile(np.arange(4, dtype=np.int32), (len(tokens), 1)),
         example=np.stack([np.zeros(len(tokens)), np.arange(len(tokens))], -1).astype(np.uint32)[:, None],
     )  # fmt: skip
-    from model.heads import mlm_head
-
     apply = mlm_head(bb.config).apply
     logits = apply(params["diffusion"], encode(rows(given)).hidden, params["backbone"]["embed"]["tokens"])
-    nll = -np.asarray(jax.nn.log_softmax(logits), np.float64)
+    nll = -np.asarray(jax.nn.log_softmax(np.where(np.isin(np.arange(V), SPECIAL), -1e9, logits)), np.float64)
     both, second, first = nll
     want = 0.5 * (both[1, a] + second[2, b]) + 0.5 * (both[2, b] + first[1, a])
     tokens = np.tile(np.array([[2, a, b, 3]], np.int32), (n, 1))
@@ -96,6 +95,45 @@ def test_filling_in(bb, vocab, key):
             for b, documents in enumerate(layout) for s in range(len(documents))
         })  # fmt: skip
     assert found[0] == found[1]
+
+
+def test_what_is_drawn_is_as_likely_as_the_model_says(bb, vocab):
+    """Of many rows alike but for who they are, one mask in one pass."""
+    objective, n = diffusion(bb, vocab, steps=1), 4000
+    params = params_of(bb, objective)
+    encode = partial(bb.encode, params["backbone"])
+    row = pack([[5]], 20, 1)
+    row["tokens"][0, 3] = vocab.mask
+    logits = mlm_head(bb.config).apply(params["diffusion"], encode(row).hidden, params["backbone"]["embed"]["tokens"])
+    p = np.exp(np.asarray(logits, np.float64)[0, 3]) * ~np.isin(np.arange(V), SPECIAL)
+    p /= p.sum()
+    rows = {k: np.repeat(x, n, 0) for k, x in row.items()}
+    rows["example"] = np.stack([np.zeros(n), np.arange(n)], -1).astype(np.uint32)[:, None]
+    drawn = np.asarray(objective.predict(params, encode, rows, random.key(1))["filled"])[:, 3]
+    common = p * n > 5
+    chi = ((np.bincount(drawn, minlength=V) - n * p) ** 2 / np.where(common, n * p, 1))[common].sum()
+    assert common.sum() > 20 and chi < common.sum() + 5 * np.sqrt(2 * common.sum())
+
+
+def test_what_is_certain_is_filled_in_as_many_passes(bb, vocab):
+    """Where all places are as certain as can be, each pass takes its share: what is left then reads what is filled."""
+    rows = pack([[5, 0], [3]], 40, 2)
+    rows["tokens"] = np.where(rows["tokens"] > 4, vocab.mask, rows["tokens"])
+    seen = []
+
+    def encode(batch, *_, **how):
+        jax.debug.callback(lambda tokens: seen.append(np.asarray(tokens)), batch["tokens"], ordered=True)
+        return bb.encode(params["backbone"], batch, **how)
+
+    objective = diffusion(bb, vocab, steps=4)
+    params = params_of(bb, objective)
+    params["diffusion"]["bias"][7] = 1e4
+    assert (np.asarray(objective.predict(params, encode, rows)["filled"]) != vocab.mask).all()
+    jax.effects_barrier()
+    of = rows["segments"][0] == 1
+    left = [int((tokens[0, of] == vocab.mask).sum()) for tokens in seen]
+    for i, (before, after) in enumerate(zip(left, [*left[1:], 0], strict=True)):
+        assert before - after == -(-before // (4 - i))
 
 
 def test_refusals(bb, vocab):
