@@ -47,7 +47,8 @@ class Row(NamedTuple):
 
     number:   of the row in the stage's data, or in the batch where its layout makes rows anew
     targets:  those of weight above 0, by position; None where the objective names no targets
-    others:   any other array that the corruption added or changed, by its path in the row
+    texts:    the pieces of any other text that the corruption made, as what a decoder writes, by its path in the row
+    others:   any other array that it added or changed, likewise
     padding:  share of the positions
     readers:  the objectives that read it so: in a mixture a row is seen once for each pass over the backbone
     """
@@ -55,6 +56,7 @@ class Row(NamedTuple):
     number: int
     segments: list[Segment]
     targets: list[Target] | None
+    texts: dict[str, list[str]]
     others: dict[str, np.ndarray]
     padding: float
     readers: tuple[str, ...]
@@ -125,6 +127,9 @@ def _row(
     from train import tree
 
     ids, segments = after["tokens"], after["segments"]
+    for reader in readers:  # replaced-token detection shows its generator a text of its own
+        mine = after.get(reader)
+        ids = mine["tokens"] if isinstance(mine, dict) and "tokens" in mine else ids
     pieces = tokenizer.pieces(ids)
     was = before["tokens"] if before["tokens"].shape == ids.shape else ids
     tokens = [Token(p, "" if new == old else "masked" if new == stage.vocab.mask else "replaced")
@@ -143,7 +148,7 @@ def _row(
         counts = {int(k): int(n) for k, n in types.items()}
         found.append(Segment((source, index), [tokens[i] for i in at], counts, label))
 
-    known = {"tokens"}
+    known = {"tokens", *(f"{reader}/tokens" for reader in readers)}
     targets = None
     for reader in readers:
         mine = after.get(reader)
@@ -155,13 +160,20 @@ def _row(
                 for i, piece, w in zip(mine["index"], wanted, mine["weight"], strict=True)
                 if w > 0
             )
-    originals = tree.leaves(before)
+    originals, held = tree.leaves(before), tree.leaves(after)
     others = {
         path: x
-        for path, x in tree.leaves(after).items()
+        for path, x in held.items()
         if path not in known and not (path in originals and np.array_equal(originals[path], x))
     }
-    return Row(number, found, targets, others, float((segments == 0).mean()), readers)
+    texts = {}
+    for path in [path for path in others if path.endswith(("/tokens", "/label")) and others[path].ndim == 1]:
+        ids, beside = others.pop(path), f"{path.removesuffix('tokens')}segments"
+        ids = ids[held[beside] > 0] if beside in held else np.trim_zeros(ids, "b")
+        size = stage.vocab.size  # ids after the tokenizer's are T5's sentinels
+        plain = tokenizer.pieces(np.minimum(ids, size - 1))
+        texts[path] = [f"<{i - size}>" if i >= size else piece for i, piece in zip(ids.tolist(), plain, strict=True)]
+    return Row(number, found, targets, texts, others, float((segments == 0).mean()), readers)
 
 
 def _label(label: np.ndarray, classes: Any) -> str:
@@ -204,6 +216,8 @@ def show(row: Row, console: Any) -> None:
         worth = " (weight {:g})" if weights else ""
         each = (f"{t.position} {t.seen} → {t.piece}{worth.format(t.weight)}" for t in row.targets)
         say("    " + " · ".join(each))
+    for path, pieces in row.texts.items():
+        say(f"  {path}: {' '.join(pieces).replace(chr(0x2581), '_')}")
     for path, x in row.others.items():
         say(f"  {path} {x.dtype} {'x'.join(map(str, x.shape)) or 'scalar'}: {_first(x)}")
 
@@ -226,7 +240,10 @@ def main() -> None:
 
     def work(config: Any) -> None:
         import jax
+        from absl import logging
         from rich.console import Console
+
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every checkpoint it opens
 
         # corruption is equal to the bit on every platform, and another program may hold the accelerator
         jax.config.update("jax_platforms", "cpu")

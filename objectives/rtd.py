@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops, random
 from model.backbone import backbone as transformer
@@ -56,7 +57,8 @@ def rtd(
         carried delta) and after each update is made their sum, so that the backbone alone is the whole discriminator,
         for whoever carries it. That is a third table, without moments.
 
-    A corrupted row holds the masked `tokens`, and what `objectives.hiding.hiding` says under `name`.
+    A corrupted row is as it was, and holds under `name` what `objectives.hiding.hiding` says, with `tokens`, the masked
+    ones: the generator alone reads them, and the backbone never sees a [MASK].
     `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.
     Raises ValueError for what hiding refuses, an unknown sharing, and a generator that is larger than the backbone or
     of another vocabulary or length.
@@ -80,16 +82,23 @@ def rtd(
     unlike = [f"{k}={getattr(made, k)}" for k in ("V", "max_length") if getattr(made, k) != getattr(cfg, k)]
     if unlike:
         raise ValueError(f"rtd's generator reads the backbone's rows and cannot have {', '.join(unlike)} of its own")
+    author = transformer(made)
     larger = [f"{k}={getattr(made, k)}" for k in ("layers", "D", "F", "E") if getattr(made, k) > getattr(cfg, k)]
+    if not larger and (theirs := _size(author)) > (ours := _size(backbone)):
+        larger = [f"{theirs:,} parameters beside the embeddings, and the backbone has {ours:,}"]
     if larger:
         raise ValueError(f"rtd's generator is larger than its backbone: {', '.join(larger)}; make it smaller")
-    if coefficient < 0:
+    if not 0 <= coefficient < jnp.inf:
         raise ValueError(f"rtd coefficient={coefficient} is that of a loss term and must not be negative")
-    author = transformer(made)
     hide = hiding(name, vocab, rate=rate, choice=choice, unit=unit, span=span, ngrams=ngrams, capacity=capacity)
     alike = lambda table: all(getattr(made, field) == getattr(cfg, field) for field in TABLES[table])
     tied = [k for k in TABLES if k in author.axes["embed"] and alike(k)] if sharing == "tied" else []
+    absent_V = np.arange(cfg.V) >= vocab.size  # no token has these
     words, judge = mlm_head(made), token_head(cfg, 1, activation="layers", dropout=0.0)
+
+    def corrupt(key: Array, row: dict, step: Array) -> dict:
+        hidden = hide(key, row, step)
+        return row | {name: hidden[name] | {"tokens": hidden["tokens"]}}
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         own, mine = params[name], batch[name]
@@ -100,14 +109,14 @@ def rtd(
             summed_VE = jax.lax.stop_gradient(theirs["embed"]["tokens"]) + own["delta"]
             encode = partial(backbone.encode, _with(params["backbone"], tokens=summed_VE))
         site = None if key is None else random.fold(key, name, "generator")
-        hidden_BPD = author.encode(theirs, batch, site, at=mine["index"]).hidden
-        logits_BPV = words.apply(own["words"], hidden_BPD, theirs["embed"]["tokens"])
+        masked = dict(batch) | {"tokens": mine["tokens"]}
+        hidden_BPD = author.encode(theirs, masked, site, at=mine["index"]).hidden
+        logits_BPV = ops.without(words.apply(own["words"], hidden_BPD, theirs["embed"]["tokens"]), absent_V)
         nll_BP, _ = ops.cross_entropy(logits_BPV, mine["target"])
         chance = random.fold(random.key(0) if key is None else key, name, "sample")
         ids_BP = ops.pick(random.tokens(dict(batch)), mine["index"])
         luck_BPV = random.gumbel(chance, ids_BP, logits_BPV.shape[-1])
-        logits_BPV = jnp.where(jnp.arange(cfg.V) < vocab.size, jax.lax.stop_gradient(ops.wide(logits_BPV)), -jnp.inf)
-        sample_BP = (logits_BPV + luck_BPV).argmax(-1)
+        sample_BP = (jax.lax.stop_gradient(ops.wide(logits_BPV)) + luck_BPV).argmax(-1)
         target_BP, weight_BP = mine["target"], mine["weight"]
         new_BP = jnp.where(weight_BP > 0, sample_BP, target_BP)
         tokens_BL = set_at(batch["tokens"], mine["index"], new_BP)
@@ -142,21 +151,23 @@ def rtd(
 
     axes = judge.axes | {"generator": _without(author.axes, tied), "words": words.axes}
     if sharing != "gdes":
-        return Objective(name, loss, predict, init, axes, hide)
+        return Objective(name, loss, predict, init, axes, corrupt)
 
     def begin(params: dict) -> dict:
         # delta is zero, or carried with a backbone that is already the sum
         tokens_VE = params["backbone"]["embed"]["tokens"] - params[name]["delta"]
-        theirs = _with(params[name]["generator"], tokens=tokens_VE)
+        own = params[name]["generator"]
+        theirs = _with(own, tokens=tokens_VE.astype(own["embed"]["tokens"].dtype))
         return params | {name: params[name] | {"generator": theirs}}
 
     def after(params: dict, step: Array) -> dict:
         summed_VE = params[name]["generator"]["embed"]["tokens"] + params[name]["delta"]
+        summed_VE = summed_VE.astype(params["backbone"]["embed"]["tokens"].dtype)
         return params | {"backbone": _with(params["backbone"], tokens=summed_VE)}
 
     axes |= {"delta": author.axes["embed"]["tokens"]}
     return Objective(
-        name, loss, predict, init, axes, hide, begin=begin, after=after, frozen=("backbone/embed/tokens",)
+        name, loss, predict, init, axes, corrupt, begin=begin, after=after, frozen=("backbone/embed/tokens",)
     )  # fmt: skip
 
 
@@ -164,6 +175,12 @@ def _smaller(cfg) -> dict[str, Any]:
     """A quarter of the heads, or as nearly as there are whole ones, each as wide as the backbone's."""
     heads = max(1, round(cfg.heads / 4))
     return dict(D=heads * cfg.D // cfg.heads, heads=heads, F=max(1, heads * cfg.F // cfg.heads))
+
+
+def _size(model: Backbone) -> int:
+    """Parameters beside the embeddings."""
+    made = jax.eval_shape(model.init, random.generator(0))
+    return sum(x.size for x in jax.tree.leaves({k: v for k, v in made.items() if k != "embed"}))
 
 
 def _with(params: dict, **tables: Array) -> dict:

@@ -118,6 +118,26 @@ def test_any_other_array_of_a_corruption_is_listed(toy):
     assert "  classify/share float32 2: 0.5 0.25\n" in text
 
 
+def test_a_generator_is_shown_the_masked_text_and_a_decoders_texts_are_spelled(toy):
+    """With T5's sentinels, which the tokenizer has no pieces for."""
+    of = lambda objective, **more: (
+        toy.config | {"pretrain": toy.config["pretrain"] | {"objective": objective, "backbone": more}}
+    )
+    row, *_ = peek(of(dict(factory="objectives.rtd:rtd", rate=0.3)), "pretrain", toy.workdir, 0, 1)
+    marks = [t.mark for segment in row.segments for t in segment.tokens]
+    assert marks.count("masked") == len(row.targets) > 0 and "rtd/tokens" not in row.others
+    size = build.tokenizer(toy.config, toy.workdir).vocab.size
+    config = of(dict(factory="objectives.seq2seq:span_corruption", sentinels=8), V=size + 8)
+    row, *_ = peek(config, "pretrain", toy.workdir, 0, 1)
+    read, written = row.texts["seq2seq/source/tokens"], row.texts["seq2seq/label"]
+    assert "<0>" in read and written[0] == "<0>" and written[-1] == "[SEP]"
+    text = [t.piece for segment in row.segments[:1] for t in segment.tokens]
+    first = read.index("<0>")
+    assert read[:first] == text[:first]
+    assert written[1] == text[first]
+    assert "seq2seq/label: <0> " in printed([row])
+
+
 def test_a_mixture_is_seen_as_each_of_its_passes_sees_it(toy, tmp_path):
     """A row twice: masked, with its targets, and as it is."""
     mixture = dict(
@@ -174,4 +194,4 @@ def test_the_command(toy):
     assert sorted(toy.workdir.rglob("*")) == before
     failed = run("--config.pretrain.stps=2")
     assert failed.returncode == 1
-    assert failed.stderr.startswith("error: the config has no key 'stps' to override; Did you mean \"steps\"")
+    assert failed.stderr.startswith("error: pretrain has no key 'stps'; did you mean 'steps'?")

@@ -11,6 +11,7 @@ from toys import V, pack, params_of
 from model import random
 from model.backbone import backbone
 from model.config import sized
+from model.heads import mlm_head
 from objectives import types
 from objectives.rtd import rtd
 from train import build, tree
@@ -52,7 +53,17 @@ def test_the_loss_and_who_learns_from_it(bb, vocab):
     for b in range(len(chosen)):
         chosen[b, mine["index"][b][mine["weight"][b] > 0]] = True
     assert not (replaced & ~chosen).any() and 0 < replaced.sum() <= chosen.sum()
-    assert (batch["tokens"][chosen] == vocab.mask).all()
+    masked = mine["tokens"]
+    assert (masked[chosen] == vocab.mask).all() and (masked[~chosen] == rows["tokens"][~chosen]).all()
+    np.testing.assert_array_equal(batch["tokens"], rows["tokens"])  # the backbone never reads a [MASK]
+    # the generator by hand: its softmax at the hidden places
+    own = params["rtd"]
+    author = backbone(sized("tiny", V=V, D=4, heads=1, F=8, max_length=64))
+    hidden = author.encode(own["generator"], batch | {"tokens": masked}).hidden
+    logits = mlm_head(author.config).apply(own["words"], hidden, own["generator"]["embed"]["tokens"])
+    logp = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    at = np.nonzero(chosen)
+    np.testing.assert_allclose(report["rtd_mlm"], -logp[(*at, rows["tokens"][at])].mean(), rtol=1e-5)
     p = objective.predict(params, partial(bb.encode, params["backbone"]), rows | {"tokens": seen})["prediction"]
     p = np.asarray(p, np.float64)
     want = -np.where(replaced, np.log(p), np.log1p(-p))[real].mean()
@@ -161,13 +172,11 @@ def test_samples_are_the_generators(bb, vocab):
     _, _, seen = run(objective, bb, params, batch, random.key(1))
     place = int(batch["rtd"]["index"][0][batch["rtd"]["weight"][0] > 0][0])
     shared = {k: params["backbone"]["embed"][k] for k in ("tokens", "positions", "types")}
-    from model.backbone import backbone as transformer
-    from model.heads import mlm_head
-
-    small = transformer(sized("tiny", V=V, D=4, heads=1, F=8, embed_width=16, max_length=64))
+    small = backbone(sized("tiny", V=V, D=4, heads=1, F=8, embed_width=16, max_length=64))
     own = params["rtd"]
     theirs = own["generator"] | {"embed": own["generator"]["embed"] | shared}
-    hidden = small.encode(theirs, jax.tree.map(lambda x: x[:1], batch)).hidden
+    read = jax.tree.map(lambda x: x[:1], batch)
+    hidden = small.encode(theirs, read | {"tokens": read["rtd"]["tokens"]}).hidden
     p = np.asarray(jax.nn.softmax(mlm_head(small.config).apply(own["words"], hidden, shared["tokens"])))[0, place]
     counts = np.bincount(seen[:, place], minlength=V)
     common = p * n > 5
@@ -184,6 +193,9 @@ def test_refusals(bb, vocab):
         rtd(bb, vocab, generator=dict(layers=3, D=32))
     with pytest.raises(ValueError, match=r"larger than its backbone: E=64"):
         rtd(bb, vocab, generator=dict(embed_width=64), sharing="none")
+    for wider in (dict(head_width=64), dict(mlp="geglu"), dict(conv=3)):
+        with pytest.raises(ValueError, match=r"larger than its backbone: [\d,]+ parameters beside the embeddings"):
+            rtd(bb, vocab, generator=wider)
     with pytest.raises(ValueError, match=r"cannot have max_length=8 of its own"):
         rtd(bb, vocab, generator=dict(max_length=8))
     with pytest.raises(ValueError, match=r"rtd generator: .*'depth'; its keys are fields of the backbone's config"):

@@ -283,8 +283,21 @@ def test_losses_of_token_heads_are_transformers(head, vocab, tmp_path):
         np.testing.assert_allclose(got[name], want, atol=1e-5 * scale, err_msg=name)
 
 
-def test_a_discriminator_s_loss_is_transformers(vocab, tmp_path):
-    """Of the tokens that our generator put there, with the tokens that it replaced as their labels."""
+def gradients_of(made, folder):
+    """A torch model's gradients as a tree like that of its weights, which is how they are read."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    (folder / "gradients").mkdir()
+    shutil.copy(folder / "config.json", folder / "gradients")
+    held = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+    save_file({k: v.contiguous() for k, v in held.items()}, folder / "gradients" / "model.safetensors")
+    return weights.read(folder / "gradients").params
+
+
+def test_replaced_token_detection_is_transformers_electra(vocab, tmp_path):
+    """The generator's loss, and the discriminator's of the tokens that it put there; the gradients of both."""
 
     import jax.numpy as jnp
     import torch
@@ -295,17 +308,21 @@ def test_a_discriminator_s_loss_is_transformers(vocab, tmp_path):
     from objectives.rtd import rtd
     from train import step as training
 
-    made = peers.model("Electra", "ForPreTraining").eval()
-    made.save_pretrained(tmp_path)
-    found = weights.read(tmp_path)
+    made, author = peers.model("Electra", "ForPreTraining").eval(), peers.model("Electra", "ForMaskedLM", 1).eval()
+    for which, name in ((made, "judge"), (author, "author")):
+        which.save_pretrained(tmp_path / name)
+    found, small = weights.read(tmp_path / "judge"), weights.read(tmp_path / "author")
     bb = backbone(found.config)
     tokens = np.random.default_rng(1).integers(5, peers.V, (6, peers.LENGTH))
     there = np.arange(peers.LENGTH) < np.array([[peers.LENGTH], [9]] * 3)
     feed = dict(tokens=np.where(there, tokens, 0), there=there, types=np.zeros_like(tokens))
     rows, _, _ = laid_out(feed, packed=False)
-    objective = rtd(bb, vocab, rate=0.4)
+    objective = rtd(bb, vocab, rate=0.4, generator={}, sharing="none")
+    (words,) = (v for k, v in small.params.items() if k != "backbone")
+    own = found.params["rtd"] | {"generator": small.params["backbone"], "words": words}
     fresh = training.init(random.generator(0), backbone=bb, objective=objective)["rtd"]
-    params = found.params | {"rtd": fresh | found.params["rtd"]}
+    assert jax.tree.structure(fresh) == jax.tree.structure(own)
+    params = found.params | {"rtd": own}
     batch = training.corrupted(rows, random.key(2), jnp.int32(0), objective)
     read = []
 
@@ -314,12 +331,13 @@ def test_a_discriminator_s_loss_is_transformers(vocab, tmp_path):
             jax.debug.callback(lambda x: read.append(np.asarray(x)), batch["tokens"])
             return bb.encode(params["backbone"], batch, key, **how)
 
-        return types.report(objective.loss(params, encode, batch, None, jnp.int32(0)))
+        report = types.report(objective.loss(params, encode, batch, None, jnp.int32(0)))
+        return report["rtd"] + report["rtd_mlm"], report
 
     with jax.default_matmul_precision("highest"):
-        ours = jax.device_get(jax.jit(loss)(params))
+        gradient, ours = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params))
     jax.effects_barrier()
-    (seen,) = read
+    seen = read[0]
     wrong = seen != rows["tokens"]
     assert wrong.sum() > 5
     theirs = made(
@@ -328,6 +346,20 @@ def test_a_discriminator_s_loss_is_transformers(vocab, tmp_path):
     assert float(ours["rtd"]) == pytest.approx(float(theirs.loss), rel=1e-5)
     right = ((theirs.logits.detach().numpy() > 0) == wrong)[there].mean()
     assert float(ours["rtd_accuracy"]) == pytest.approx(right, rel=1e-5)
+    mine = batch["rtd"]
+    hidden = np.asarray(mine["tokens"]) == vocab.mask
+    said = author(
+        torch.tensor(np.asarray(mine["tokens"])), attention_mask=torch.tensor(there.astype(int)),
+        labels=torch.tensor(np.where(hidden, tokens, -100)),
+    )  # fmt: skip
+    assert float(ours["rtd_mlm"]) == pytest.approx(float(said.loss), rel=1e-5)
+    (theirs.loss + said.loss).backward()
+    judged, written = gradients_of(made, tmp_path / "judge"), gradients_of(author, tmp_path / "author")
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
+    jax.tree.map(close, gradient["backbone"], judged["backbone"])
+    jax.tree.map(close, {k: gradient["rtd"][k] for k in judged["rtd"]}, judged["rtd"])
+    jax.tree.map(close, gradient["rtd"]["generator"], written["backbone"])
+    jax.tree.map(close, gradient["rtd"]["words"], next(v for k, v in written.items() if k != "backbone"))
 
 
 def test_finetuning_takes_the_steps_that_torch_takes(vocab, tmp_path):
