@@ -39,7 +39,9 @@ _mix_traced = jax.jit(_mix_known, inline=True)  # traced once for each shape
 
 
 def key(seed: int) -> Array:
-    """The key of a run."""
+    """The key of a run. Raises ValueError for a seed that is not of 32 bits, of which another would have the draws."""
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: expected a whole number from 0 to 2**32 - 1")
     return fold(_START, seed)
 
 
@@ -51,6 +53,13 @@ def fold(key: Any, *data: Array | int | str) -> Array:
             word = np.uint32(word & 0xFFFFFFFF) if isinstance(word, int) else word.astype(jnp.uint32)
             key = _mix(key + _mix(word * _GOLDEN + np.uint32(1)))
     return key
+
+
+def view(key: Array | None, number: int) -> Array | None:
+    """The key of a dropout view of a text by its number: 0 is the key itself, whose pass objectives of a mixture share;
+    each other is a pass with other units dropped. None, as in evaluation, drops nothing, and all views are alike.
+    """
+    return key if key is None or number == 0 else fold(key, "view", number)
 
 
 def segments(row: dict) -> Array:

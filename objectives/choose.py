@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from model import ops
 from model.heads import pooled_head
 from model.types import Backbone
-from objectives.groups import together
+from objectives.groups import CORPUS, check_scores, together
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
 
@@ -31,7 +31,8 @@ def choose(
     each within its group. `scores` rank by it, see `train.ranking`: ("mrr", "ndcg@10"). Pairs that are judged each for
     itself, with no group to choose from, are `objectives.classify` or `regress` on the rows of `label_examples`.
     """
-    if afar := [score for score in scores if score.startswith("corpus_")]:
+    check_scores(name, scores)
+    if afar := [score for score in scores if score.startswith(CORPUS)]:
         raise ValueError(
             f"choose reads each candidate with its question, and cannot rank a whole corpus by {afar[0]!r}"
         )

@@ -14,6 +14,7 @@ import numpy as np
 from model import random
 from model.types import Backbone
 from objectives import types
+from objectives.groups import CORPUS
 from objectives.types import Objective
 from train import ranking
 from train.data.layout import PER_TOKEN
@@ -77,8 +78,8 @@ def evaluate(
         true, found, queries = examples(mine, part.truth, f"{at}prediction", "query")
         corpus = _corpus(mine, part.truth, f"{at}embedding") if _embedding(part) else ()
         for name in part.scores:
-            if name.startswith(_CORPUS):
-                out[f"{at}{name}"] = ranking.retrieve(name.removeprefix(_CORPUS), *corpus)
+            if name.startswith(CORPUS):
+                out[f"{at}{name}"] = ranking.retrieve(name.removeprefix(CORPUS), *corpus)
             else:
                 out[f"{at}{name}"] = score(name, true, found, part.classes, queries)
     return out
@@ -86,33 +87,34 @@ def evaluate(
 
 def _embedding(part: Objective) -> list[str]:
     """What scores over a whole data set read."""
-    return ["embedding"] if any(name.startswith(_CORPUS) for name in part.scores) else []
+    return ["embedding"] if any(name.startswith(CORPUS) for name in part.scores) else []
 
 
 def _corpus(gathered: list[dict], truth: str, embedding: str) -> tuple:
     """Of many batches of groups what `train.ranking.retrieve` takes: the first of each group is a query, all others are
-    the documents, a text that comes twice one of them.
+    the documents. A text that comes twice is one of them, and a query with all that its groups hold.
     """
     text: dict[bytes, int] = {}  # number
     of: dict[int, np.ndarray] = {}  # embeddings of documents
-    asked: dict[tuple, tuple[int, np.ndarray]] = {}
+    asked: dict[int, np.ndarray] = {}  # and of queries
+    query_of: dict[tuple, int] = {}  # of a group, by the example that begins it
     told: dict[tuple[tuple, int], float] = {}
     for arrays in gathered:
         for b, s in np.argwhere(arrays["segments"].max(1)[:, None] > np.arange(arrays["example"].shape[1])):
-            query = tuple(arrays["query"][b, s].tolist())
+            group = tuple(arrays["query"][b, s].tolist())
             number = text.setdefault(arrays["tokens"][b][arrays["segments"][b] == s + 1].tobytes(), len(text))
             if arrays["scored"][b, s]:
                 of[number] = arrays[embedding][b, s]
-                told[query, number] = max(told.get((query, number), 0.0), float(arrays[truth][b, s]))
+                told[group, number] = max(told.get((group, number), 0.0), float(arrays[truth][b, s]))
             else:
-                asked[query] = number, arrays[embedding][b, s]
+                query_of[group], asked[number] = number, arrays[embedding][b, s]
     rows, columns = ({x: i for i, x in enumerate(keys)} for keys in (asked, of))
     return (
-        np.stack([x for _, x in asked.values()]),
+        np.stack(list(asked.values())),
         np.stack(list(of.values())),
-        np.array([(rows[query], columns[number]) for query, number in told]),
+        np.array([(rows[query_of[group]], columns[number]) for group, number in told]),
         np.array(list(told.values()), np.float32),
-        (np.array([number for number, _ in asked.values()]), np.array(list(of))),
+        (np.array(list(asked)), np.array(list(of))),
     )
 
 
@@ -167,7 +169,7 @@ def answer_score(said: str, answers: Sequence[str]) -> tuple[float, float]:
     """
     found = _spelled(said)
     best = (0.0, 0.0)
-    for answer in answers or ("",):
+    for answer in [answer for answer in answers if _spelled(answer)] or [""]:
         true = _spelled(answer)
         shared = (Counter(found) & Counter(true)).total()
         overlap = 2 * shared / (len(found) + len(true)) if found and true else float(found == true)
@@ -185,13 +187,12 @@ def _spelled(text: str) -> list[str]:
 SCORES = (
     "accuracy", "f1", "matthews", "pearson", "spearman", "exact_match", "f1_micro", "f1_macro", "entity_f1",
 )  # fmt: skip
-_CORPUS = "corpus_"  # before a score of rankings of the whole data set
 
 
 def check_score(name: str) -> None:
     """Raises ValueError for a name that `score` does not know."""
-    if name.removeprefix(_CORPUS).partition("@")[0] in ranking.KINDS:
-        ranking.check(name.removeprefix(_CORPUS))
+    if name.removeprefix(CORPUS).partition("@")[0] in ranking.KINDS:
+        ranking.check(name.removeprefix(CORPUS))
     elif name not in SCORES:
         raise ValueError(
             f"the score {name!r} is unknown; there are {', '.join(SCORES)}, and {', '.join(ranking.KINDS)}, as in "
@@ -234,6 +235,11 @@ def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queri
     if name == "matthews":
         return float(metrics.matthews_corrcoef(true, found))
     if name == "f1":
-        average = "binary" if max(true.max(), found.max()) < 2 else "macro"
+        # by the classes that there are, not by those that happen to be found
+        count = len(classes) or int(max(true.max(), found.max())) + 1
+        average = "binary" if count <= 2 else "macro"
         return float(metrics.f1_score(true, found, average=average, zero_division=0.0))
+    if true.shape[1] == 1:  # which scikit-learn takes for two classes
+        true, found = true[:, 0], found[:, 0]
+        return float(metrics.f1_score(true, found, zero_division=0.0))
     return float(metrics.f1_score(true, found, average=name.removeprefix("f1_"), zero_division=0.0))

@@ -92,6 +92,33 @@ def test_groups_packed_to_a_row(bb, vocab):
         assert a == pytest.approx(b, rel=1e-12)
 
 
+@pytest.mark.parametrize("positives", ["dropout", "group"])
+def test_a_text_that_comes_twice_is_no_negative_of_itself(vocab, positives):
+    """Each row once more, as another example: against a loop that leaves out what is the anchor's text or its
+    positive's.
+    """
+    with jax.enable_x64(True):
+        wet = backbone(sized("tiny", **STILL | dict(dropout=0.1, dtype="float64", param_dtype="float64")))
+        objective = contrastive(wet, vocab, positives=positives, temperature=0.3)
+        params, rows = params_of(wet, objective), pack(LAYOUT, 48, 3)
+        twice = {k: np.concatenate([x, x]) for k, x in rows.items()}
+        twice["example"] = twice["example"] + np.arange(10, dtype=np.uint32)[:, None, None] * 100
+        got, outputs = report(objective, params, wet, twice, random.key(1))
+        layout = LAYOUT + LAYOUT
+        every = [(b, s, d) for b, row in enumerate(layout) for s, d in enumerate(row)]
+        triples = []
+        for b, s, d in every:
+            if positives == "group" and s:
+                continue
+            positive = (b, s + 1) if positives == "group" else (b, s)
+            same = {d, layout[positive[0]][positive[1]]}
+            others = [(c, t) for c, t, e in every if e not in same and (t or positives == "dropout")]
+            view = outputs.shape[2] - 1
+            triples.append((outputs[b, s, 0], 0, [outputs[*at, view] for at in (positive, *others)]))
+        want = by_loop(triples, "cosine", 0.3)
+        np.testing.assert_allclose([got["contrastive"], got["contrastive_accuracy"]], want, rtol=1e-10)
+
+
 def test_predictions(bb, vocab):
     """Embeddings of length one, and each text's likeness to the first of its group, which is not scored itself."""
     with jax.enable_x64(True):
@@ -148,6 +175,8 @@ def test_places_without_a_segment_have_a_gradient_of_zero(bb, vocab):
         (dict(positives="pairs"), "positives='pairs' must be one of dropout, group"),
         (dict(similarity="l2"), "similarity='l2' must be one of cosine, dot"),
         (dict(temperature=0.0), "temperature=0.0 divides the similarities"),
+        (dict(scores=("accuracy",)), "'accuracy' is none that a number for each candidate has"),
+        (dict(scores="mrr"), r"scores='mrr': expected a tuple of names, as \('mrr',\)"),
         (dict(pooling="max"), "pooling='max' must be one of first, mean, root, attention"),
     ],
 )
@@ -161,4 +190,4 @@ def test_two_views_need_dropout_and_a_batch_another_text(vocab):
     with pytest.raises(ValueError, match="by the backbone's dropout, which is 0"):
         contrastive(sure, vocab).loss({}, None, {}, random.key(0), 0)
     with pytest.raises(ValueError, match="this one holds a single text"):
-        contrastive(sure, vocab).join({}, jnp.zeros((1, 1, 2, 16)), {})
+        contrastive(sure, vocab).join({}, jnp.zeros((1, 1, 2, 16)), pack([[0]], 16, 1))

@@ -82,5 +82,5 @@ def test_scores_of_a_mixture_are_those_of_its_parts(alone, vocab):
         assert found[f"classify/{name}"] == classes[name]
     assert found["tag/entity_f1"] == tags["entity_f1"] > 0
     assert not any("mlm/" in name for name in found)
-    with pytest.raises(ValueError, match="dev: mixture reads labels, tags, and these rows hold tokens"):
+    with pytest.raises(ValueError, match=r"dev: classify reads labels, and these rows hold tokens. `labels` are of"):
         build.check_needs(mixed, {"tokens": 0}, "dev", scored=True)

@@ -94,6 +94,23 @@ def groups(rng, Q: int, D: int) -> tuple[list[dict], np.ndarray]:
     return [*batches, batches[0]], table
 
 
+def test_a_query_in_two_groups_is_one_query():
+    """With the right documents of both."""
+    table = np.array([[1, 0], [0.9, 0.1], [0.8, 0.1], [0.1, 0.9], [0.2, 0.7]], np.float32)  # a query, four documents
+    batch = dict(
+        example=np.arange(6, dtype=np.uint32).reshape(2, 3, 1).repeat(2, 2), segments=np.array([[1, 2, 3]] * 2),
+        group=np.ones((2, 3), int), tokens=np.array([[0, 1, 3], [0, 2, 4]]),
+        labels=np.array([[0, 1, 0]] * 2, np.float32), prediction=np.zeros((2, 3)),
+        scored=np.array([[False, True, True]] * 2),
+    )  # fmt: skip
+    batch["embedding"] = table[batch["tokens"]]
+    keep = ("prediction", "scored", "embedding")
+    run = lambda _, batch: (Sums({"x": Term(np.float32(1), np.float32(1))}), {k: batch[k] for k in keep})
+    objective = Objective("x", run, run, scores=("corpus_mrr", "corpus_recall@1", "corpus_recall@2", "corpus_ndcg"))
+    found = evaluate.evaluate(run, None, [batch], objective)
+    assert [found[name] for name in objective.scores] == pytest.approx([1, 0.5, 1, 1])
+
+
 @pytest.mark.parametrize("name", ["recall@2", "mrr", "mrr@3", "ndcg@4"])
 def test_over_the_whole_data_set(name, monkeypatch):
     """Held against a loop over queries that sorts the documents, in blocks of two queries."""

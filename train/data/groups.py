@@ -32,7 +32,8 @@ def text_groups(
     segment), in the order of the source.
     `labels` [N, segments] belong to the texts after the first, which has 0 where it is a segment. With `classes` the
     record's label tells which of them is right: 1 there, else 0 (int32). Without, it is a number for each: "2.5" for
-    one, "[3, 0, 1]" for three (float32): a similarity, grades of relevance.
+    one, "[3, 0, 1]" for three (float32): a similarity, grades of relevance. Of a source without labels a text's pair is
+    the right one, 1, and all after it 0; with `joined` there are none.
 
     A row may be longer than the backbone's `max_length`, which a segment may not: four choices of 512 tokens are rows
     of length=2048 with longest=512.
@@ -86,6 +87,8 @@ def text_groups(
         raise ValueError("the source holds no record; expected at least one")
     if labels and len(labels) != len(groups):
         raise ValueError(f"{len(labels)} of {len(groups)} records have a label; expected all of them or none")
+    if not labels and not joined:
+        labels = [(np.arange(len(group)) == 1).astype(np.float32) for group in groups]
 
     counts = np.array([len(group) for group in groups])
     lengths = np.array([sum(len(ids) for ids, _ in group) for group in groups])

@@ -165,11 +165,20 @@ def test_what_an_objective_needs():
     build.check_needs(grouped, rows, "pretrain.data")
     build.check_needs(scored, {"tokens": 0}, "pretrain.data")
     with pytest.raises(
-        ValueError, match=r"pretrain.data: contrastive reads group, .*`group` of train.data.groups:text_gr"
+        ValueError, match=r"pretrain.data: contrastive reads group, .*`group` is of train.data.groups:text_gr"
     ):
         build.check_needs(grouped, {"tokens": 0}, "pretrain.data")
+    rows = {k: x for k, x in rows.items() if k != "labels"}
     with pytest.raises(ValueError, match=r"evals.dev: contrastive reads labels, and these rows hold example, group"):
         build.check_needs(scored, rows, "evals.dev", scored=True)
+
+
+def test_without_labels_a_texts_pair_is_the_right_one():
+    """And hard negatives are not."""
+    given = [Record("5 6", "7 8", None, "here", ("9 10",)), Record("5", "6", None, "there")]
+    arrays = text_groups(given, Numbers(), 32, 3).arrays
+    assert arrays["labels"].tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert "labels" not in text_groups(given[:1], Numbers(), 32, 3, joined=True).arrays
 
 
 @pytest.mark.parametrize(
@@ -185,5 +194,5 @@ def test_a_plan_knows_the_shapes_without_a_text(columns, options):
     data = dict(factory="train.data.groups:text_groups", length=64, segments=4, source=columns, **options)
     found = build.example_batch(SimpleNamespace(data=data, batch=8), "pretrain", Numbers.vocab)
     want = {"tokens": (8, 64), "segments": (8, 64), "positions": (8, 64), "example": (8, 4, 2), "group": (8, 4)}
-    want |= ({"labels": (8, 4)} if "label" in columns else {}) | ({"types": (8, 64)} if options else {})
+    want |= {"labels": (8, 4)} | ({"types": (8, 64)} if options else {})
     assert {name: x.shape for name, x in found.items()} == want
