@@ -10,6 +10,8 @@ After the colon come key=value pairs, split by commas:
     train, dev  files; .csv, .tsv and .jsonl (each also .gz) are told apart by their names
     text, pair, label   columns (defaults: text, none, label); a number counts columns of a file without header
     classes     labels, split by | (default: 0|1)
+    separator   what stands between labels where a text may have several or none: objectives.classify:multilabel, the
+                best by dev/f1_micro (default: none, one label each)
     length      tokens a row; a longer text is cut (default: 128)
 
 Everything else is a key of the config: --config.finetune.schedule.peak=3e-4 --config.finetune.epochs=5
@@ -17,7 +19,15 @@ Everything else is a key of the config: --config.finetune.schedule.peak=3e-4 --c
 
 import ml_collections
 
-DEFAULTS = {"stage": "pretrain", "text": "text", "label": "label", "pair": "", "classes": "0|1", "length": "128"}
+DEFAULTS = {
+    "stage": "pretrain",
+    "text": "text",
+    "label": "label",
+    "pair": "",
+    "classes": "0|1",
+    "length": "128",
+    "separator": "",
+}
 REQUIRED = ("from", "train", "dev")
 
 
@@ -43,15 +53,20 @@ def get_config(arguments: str = "from=runs/pretrain,train=train.csv,dev=dev.csv"
             )
         return dict(
             factory="train.data.rows:label_examples", source=source, length=int(at["length"]), classes=classes,
-            truncate=True,
+            truncate=True, separator=at["separator"] or None,
         )  # fmt: skip
 
+    several = bool(at["separator"])
     config = ml_collections.ConfigDict()
     config.stages = ("finetune",)
     config.tokenizer = dict(factory="train.data.tokenizer:load", path=at["from"])
     config.backbone = dict(checkpoint=f"{at['from']}/{at['stage']}", dropout=0.1)
     config.finetune = dict(
-        objective=dict(factory="objectives.classify:classify", classes=len(classes), pooling="mean"),
+        objective=dict(
+            factory=f"objectives.classify:{'multilabel' if several else 'classify'}",
+            classes=len(classes),
+            pooling="mean",
+        ),
         data=examples(at["train"]),
         evals=dict(dev=examples(at["dev"])),
         carry=dict(checkpoint=f"{at['from']}/{at['stage']}"),
@@ -64,6 +79,6 @@ def get_config(arguments: str = "from=runs/pretrain,train=train.csv,dev=dev.csv"
         eval_every=500,
         save_every=1000,
         log_every=50,
-        best="dev/accuracy",
+        best="dev/f1_micro" if several else "dev/accuracy",
     )
     return config

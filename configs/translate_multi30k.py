@@ -4,6 +4,10 @@
     python -m launch.predict --workdir=runs/multi30k --stage=translate --evaluate
     python -m launch.predict --workdir=runs/multi30k --stage=translate --text="Two dogs play in the snow."
 
+After the colon come key=value pairs, split by commas: `from`, the workdir of a pretraining with a decoder
+(objectives.seq2seq:span_corruption or bart), and `stage`, that stage's name (default: pretrain). Backbone and decoder
+are carried, and the tokenizer is that run's. Without, both begin fresh.
+
 ROOTSTOCK_DATA holds multi30k/{train,val}.{en,de}.gz, a caption a line (Elliott et al. 2016,
 https://arxiv.org/abs/1605.00459): 29,000 pairs to train on, 1,014 to validate. --evaluate needs the extra `translate`.
 
@@ -13,8 +17,15 @@ on the validation pairs (greedy; the second command with --best), -log p 1.76 a 
 
 import ml_collections
 
+DEFAULTS = {"from": "", "stage": "pretrain"}
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+    given = dict(part.partition("=")[::2] for part in arguments.split(",") if part)
+    if unknown := sorted(given.keys() - DEFAULTS.keys()):
+        raise ValueError(f"{unknown[0]!r} is no argument of this config; they are {', '.join(DEFAULTS)}")
+    at = DEFAULTS | given
+
     def captions(split: str) -> dict:
         path = f"$ROOTSTOCK_DATA/multi30k/{split}.en.gz"
         return dict(factory="train.data.source:parallel", path=path, text="en", pair="de")
@@ -49,4 +60,9 @@ def get_config() -> ml_collections.ConfigDict:
         log_every=50,
         best="-dev/seq2seq_nll",
     )
+    if at["from"]:
+        checkpoint = f"{at['from']}/{at['stage']}"
+        config.tokenizer = dict(factory="train.data.tokenizer:load", path=at["from"])
+        config.backbone = dict(checkpoint=checkpoint, dropout=0.1)
+        config.translate.carry = dict(checkpoint=checkpoint, rules=((r"((?:backbone|seq2seq)/.*)", r"\1"),))
     return config

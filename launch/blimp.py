@@ -95,6 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--pairs", type=int, help="so many of each paradigm, instead of all")
     add("--out", type=Path, help="write the accuracies there too, as JSON")
     args = parser.parse_args(argv)
+    if args.pairs is not None and args.pairs < 1:
+        parser.error(f"--pairs={args.pairs}: expected at least 1 of each paradigm")
     try:
         from absl import logging
 

@@ -265,7 +265,7 @@ def _said(trained: Trained, found: dict[str, np.ndarray], row: dict[str, np.ndar
         return {"prediction": [dict(word=w, tag=t) for w, t in zip(record.text.split(), tags, strict=False)]}
     if "probabilities" in found:  # [S, C]
         shares = found["probabilities"][0].tolist()
-        classes = trained.made.data.get("classes") or tuple(map(str, range(len(shares))))
+        classes = _first(trained.made.data).get("classes") or tuple(map(str, range(len(shares))))
         marked = found["prediction"][0]
         chosen = classes[int(marked)] if marked.ndim == 0 else [classes[c] for c in np.flatnonzero(marked)]
         return {"prediction": chosen, "probabilities": dict(zip(classes, map(_tidy, shares), strict=True))}
@@ -328,7 +328,7 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
         out |= {f"{name}/{k}": v if math.isfinite(v) else None for k, v in found.items()}
         if trained.objective.writes and section.get("source", {}).get("pair") is not None:
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
-            out[f"{name}/bleu"] = bleu(trained, records)
+            out[f"{name}/bleu"] = bleu(trained, records, section)
         if trained.objective.truth == "answers" and "source" not in section:
             _warn(f"{name} has rows and no texts: no exact match, no F1")
         elif trained.objective.truth == "answers":
@@ -354,15 +354,17 @@ def answer_scores(trained: Trained, records: list, section: dict | None = None) 
     return tuple(np.mean(scores, 0).tolist())
 
 
-def bleu(trained: Trained, records: list) -> float:
+def bleu(trained: Trained, records: list, section: dict | None = None) -> float:
     """Corpus BLEU, 0 to 100, of what is written for the records' texts against their pairs, as they are and not as they
-    are tokenized (Post 2018, https://arxiv.org/abs/1804.08771). Raises ValueError where sacrebleu is not installed.
+    are tokenized (Post 2018, https://arxiv.org/abs/1804.08771); rows are as of `section`, see `predict`. Raises
+    ValueError where sacrebleu is not installed.
     """
     try:
         import sacrebleu
     except ImportError:
         raise ValueError("BLEU needs the package sacrebleu: pip install -e '.[translate]'") from None
-    said = [one["prediction"] for one in predict(trained, [record._replace(pair=None) for record in records])]
+    alone = [record._replace(pair=None) for record in records]
+    said = [one["prediction"] for one in predict(trained, alone, section)]
     return float(sacrebleu.corpus_bleu(said, [[record.pair for record in records]]).score)
 
 

@@ -22,7 +22,7 @@ def answer(
     name: str = "answer",
 ) -> Objective:
     """The answer's first and last token, each by a softmax over the segment: the mean of the two cross-entropies
-    (Devlin et al. 2018, section 4.2).
+    (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 4.2).
 
     The batch's `answers` are int [B, S, 2], positions in the segment; 0 and 0, those of [CLS], stand for no answer
     here (section 4.3). `train.data.answers:answer_windows` makes them.

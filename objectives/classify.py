@@ -21,7 +21,8 @@ def classify(
     dropout: float = 0.1,
     name: str = "classify",
 ) -> Objective:
-    """Cross-entropy over `classes` on the pooled segment (Devlin et al. 2018, section 4.1).
+    """Cross-entropy over `classes` on the pooled segment: the mean of -log softmax(W h + b)[label] (Devlin et al. 2018,
+    https://arxiv.org/abs/1810.04805, section 4.1).
 
     The batch's `labels` are int [B, S]. `pooling` is one of `model.heads.pool`; `activation` and `norm` follow the
     pooler's linear map (as published families have them); `dropout` is on the pooled vector.
@@ -49,8 +50,9 @@ def classify(
         return dict(prediction=p_BSC.argmax(-1).astype(jnp.int32), probabilities=p_BSC)
 
     return Objective(
-        name, loss, predict, head.init, head.axes, scores=("accuracy", "f1", "matthews"), needs=("labels",)
-    )
+        name, loss, predict, head.init, head.axes, scores=("accuracy", "f1", "matthews"), needs=("labels",),
+        classes=tuple(map(str, range(classes))),
+    )  # fmt: skip
 
 
 def multilabel(
@@ -85,7 +87,7 @@ def multilabel(
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         present_BS, logits_BSC = present(batch), logits(params, encode, batch, key)
-        labels_BSC = classes_of(batch, name, several=classes)
+        labels_BSC = classes_of(batch, "multilabel", several=classes)
         # log(1 + exp(x)) - y x: both signs in one, and finite for any logit
         nll_BS = (jax.nn.softplus(logits_BSC) - labels_BSC * logits_BSC).mean(-1)
         return Sums({name: Term((nll_BS * present_BS).sum(), present_BS.sum())})

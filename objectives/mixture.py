@@ -25,14 +25,16 @@ def mix(
     BERT's pretraining is `mix((1.0, mlm(...)), (1.0, nsp(...)), backbone=...)`, and costs one pass through the
     backbone: a corruption that moves tokens (next sentence) is done first, and one that hides tokens (masking) to what
     it left. Two that move do not share a pass, nor two that hide; what corrupts nothing reads the text as it is, and
-    shares with its like. A second view of a text, `encode` with another batch or key, is always a pass of its own.
+    shares with its like. A pass is shared where `encode` is called with the batch and the key that the loss was given,
+    and `at` alone; another batch, a second dropout view (`random.view(key, 1)`) and `capture` are passes of their own.
 
     Args:
       weighted: each objective owns its key of the params tree, as it does alone: what a mixture trains carries to a
         stage of one objective and back.
       backbone: what all of them were made for.
-      alternate: each step trains one objective by its own loss; the shares of any run of steps are as the weights.
-        Evaluation has all of them, weighted by their shares.
+      alternate: each step has the loss of one objective; the shares of any run of steps are as the weights.
+        Evaluation has all of them, weighted by their shares. What the others own has gradients of zero then: an
+        optimizer with momentum or decay moves it all the same, and Adam by more the rarer its own steps are.
 
     A corrupted row holds under `name`, for the objectives that share a pass (their names, split by blanks), what their
     corruptions changed. `predict` gives the arrays of all, as `{objective}/{array}`, and evaluation the scores of each

@@ -16,7 +16,8 @@ def regress(
     dropout: float = 0.1,
     name: str = "regress",
 ) -> Objective:
-    """Mean squared error on the pooled segment (as BERT is finetuned on STS-B).
+    """The mean of (w h + b - label)^2 on the pooled segment, as BERT is finetuned on STS-B (Devlin et al. 2018,
+    https://arxiv.org/abs/1810.04805, section 4.1).
 
     The batch's `labels` are float32 [B, S]. See `objectives.classify` for the head's options. `predict` gives
     `prediction` float32 [B, S]. Raises ValueError for labels that are classes.

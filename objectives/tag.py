@@ -19,7 +19,8 @@ def tag(
     dropout: float = 0.1,
     name: str = "tag",
 ) -> Objective:
-    """Cross-entropy over `classes` at the first token of each word (Devlin et al. 2018, section 5.3).
+    """Cross-entropy over `classes` at the first token of each word: the mean of -log softmax(W h_i + b)[tag_i] (Devlin
+    et al. 2018, https://arxiv.org/abs/1810.04805, section 5.3).
 
     The batch's `tags` are int32 [B, L], 1 + the class, and 0 at every token that has none, which counts for nothing;
     `train.data.words:tag_words` makes them. `activation` and `norm` are those of `model.heads.token_head`.

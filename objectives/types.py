@@ -14,7 +14,10 @@ Array = jax.Array
 class Term(NamedTuple):
     """One part of a loss: `coefficient * sum / weight` once everything is added up.
 
-    `weight` depends on the batch alone, never on params: the step totals it before it differentiates.
+    `weight` depends on the batch alone, never on params: the step totals it before it differentiates. It is added over
+    microbatches and evaluation batches, as the sum is, and so must be a count of what the sum adds up, as a number of
+    tokens; a constant would be added as often as there are microbatches. (In `join`, which is called once for the whole
+    batch, it may be one.)
     """
 
     sum: Array
@@ -86,8 +89,10 @@ class Objective(NamedTuple):
 
     name:     the objective's key in the params tree and in the corrupted row
     loss:     (params, encode, batch, key, step) -> Sums, or per-example outputs [B, ...] where `join` is given.
-              `encode(batch, key=None, *, at=None, ...) -> Encoded` already holds the backbone's params; of places
-              `at` [B, P] it gives their states alone, and spares the last layer the rest
+              `encode(batch, key=None, *, at=None, capture=(), ...) -> Encoded` already holds the backbone's params;
+              of places `at` [B, P] it gives their states alone, and spares the last layer the rest; `capture` names
+              what else of it is asked for, see `model.backbone.backbone`. `key` is None in evaluation; a second dropout
+              view of a text is asked for by number, `random.view(key, 1)`
     predict:  (params, encode, batch, key=None) -> dict of arrays [B, ...], for evaluation and inference
     init:     key -> params of its own, {} if none
     axes:     logical axis names of those, same tree
@@ -108,8 +113,9 @@ class Objective(NamedTuple):
               "tags" [B, L] of the tokens that have one
     classes:  names of the classes, for scores that read them
     scored:   what rows must hold beside `needs` and `truth` to be scored
-    likelihood: (params, encode, batch) -> float32 [B, S], the log-likelihood of each packed segment, or what stands for
-              it; None where the objective has none
+    likelihood: (params, encode, batch) -> float [B, S], the log-likelihood of each packed segment, or what stands for
+              it; None where the objective has none. From left to right it is of all tokens after the first, [SEP] among
+              them; a pseudo-likelihood is of ordinary tokens alone
     parts:    the objectives of a mixture; `init` and `axes` are then by their names, each a key of the params tree
 
     `params` is always the whole tree, `{"backbone": ..., name: ...}`.

@@ -1,8 +1,12 @@
 """What holds of every objective: the same task and the same gradient on any mesh, microbatches and packing."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -53,7 +57,7 @@ LONG_ROWS = dict(max_length=16)  # as long as the longest segment may be
 class Case(NamedTuple):
     make: Callable
     backbone: dict = BERT
-    packing: bool = True  # whether what is drawn is the same however texts are packed
+    packing: bool | str = True  # whether what is drawn is the same however texts are packed; "groups" of them
 
 
 # word starts are the ids that three does not divide
@@ -61,6 +65,7 @@ NGRAMS = [(a, b) for a in range(5, V) for b in range(5, V) if a % 3 and (a + b) 
 
 CASES = {
     "mlm": Case(mlm),
+    "mlm-falling": Case(partial(mlm, rate=(0.5, 0.2, 10), mask=1.0, replace=0.0), BERT | dict(remat="full")),
     "mlm-modern-words": Case(partial(mlm, rate=0.3, unit="word", tied=False, softcap=30.0), MODERN),
     "mlm-spans-bag": Case(
         partial(mlm, rate=0.3, unit="span", choice="independent", capacity=0.9, bag=0.5), BERT | dict(conv=3)
@@ -69,6 +74,7 @@ CASES = {
     "causal": Case(causal),
     "causal-prefix-modern": Case(partial(causal, prefix=True, tied=False), MODERN),
     "diffusion": Case(partial(diffusion, least=0.1), MODERN),
+    "diffusion-unweighted": Case(partial(diffusion, weighted=False)),
     "nsp": Case(nsp, BERT, packing=False),
     "sop": Case(sop, MODERN),
     "rtd": Case(partial(rtd, coefficient=2.0), BERT),
@@ -80,6 +86,7 @@ CASES = {
     "infilling": Case(
         partial(seq2seq.bart, span=2.0, empty=0.5, permute=0.5, sentence=4.0), BERT | dict(embed_width=8)
     ),
+    "deletion": Case(partial(seq2seq.bart, noise="delete", span=1.0), MODERN),
     "hybrid": Case(partial(hybrid, unit="word"), BERT),
     "denoise": Case(partial(denoise, shuffle=0.5, permute=0.5), MODERN),
     "data2vec": Case(partial(data2vec, top=2, rate=0.3)),
@@ -89,8 +96,8 @@ CASES = {
     "multilabel": Case(partial(multilabel, classes=3, name="multilabel")),
     "regress": Case(partial(regress, pooling="mean"), MODERN),
     "contrastive": Case(partial(contrastive, pooling="attention", temperature=0.5), BERT | LONG_ROWS),
-    "contrastive-group": Case(partial(contrastive, positives="group", temperature=0.2), MODERN, packing=False),
-    "choose": Case(partial(choose, pooling="mean"), MODERN | LONG_ROWS, packing=False),
+    "contrastive-group": Case(partial(contrastive, positives="group", temperature=0.2), MODERN, packing="groups"),
+    "choose": Case(partial(choose, pooling="mean"), MODERN | LONG_ROWS, packing="groups"),
     "answer": Case(partial(answer, longest=3, dropout=0.1), BERT),
     "answer-none": Case(partial(answer, unanswerable=True, activation="gelu", norm=True), MODERN),
     "tag": Case(partial(tag, classes=("a", "b", "c")), MODERN),
@@ -106,9 +113,33 @@ def mixed(*makers: tuple, **how) -> Callable:
 CASES |= {
     "mixture": Case(mixed((1.0, mlm), (0.5, sop), (2.0, partial(classify, classes=3))), MODERN),
     "mixture-join": Case(mixed((1.0, mlm), (0.5, partial(contrastive, temperature=0.5)), (0.3, causal))),
-    "mixture-teacher": Case(mixed((1.0, partial(data2vec, top=2)), (0.5, nsp)), packing=False),
+    "mixture-teacher": Case(mixed((1.0, partial(data2vec, top=2)), (0.5, sop))),
+    "mixture-rtd": Case(mixed((1.0, rtd), (0.5, nsp)), packing=False),
     "alternate": Case(mixed((1.0, mlm), (0.5, causal), (1.5, partial(contrastive, temperature=0.5)), alternate=True)),
 }
+
+
+def two_groups_a_row(rows: dict) -> dict:
+    """Rows of one group each, two to a row, and empty ones for those that are left."""
+    from train.data.layout import PER_TOKEN
+
+    out = {}
+    for k, x in rows.items():
+        a, b = np.array(x[::2]), np.array(x[1::2])
+        if k == "segments":  # those of the second row come after those of the first
+            b += a.max(1, keepdims=True) * (b > 0)
+        if k == "group":
+            b *= 2
+        if k in PER_TOKEN:
+            out[k] = np.concatenate([a, b], 1)
+        else:  # by segment: those of the first row that are there, then the second's
+            S = x.shape[1]
+            both, count = np.concatenate([a, b], 1), rows["segments"][::2].max(1)
+            order = np.arange(2 * S)[None] - count[:, None]
+            at = np.where(order < 0, np.arange(2 * S)[None], np.minimum(S + order, 2 * S - 1))
+            shaped = lambda y, x=x: y.reshape(*y.shape, *[1] * (x.ndim - 2))
+            out[k] = np.take_along_axis(both, shaped(at), 1) * shaped(order < S).astype(x.dtype)
+    return {k: np.concatenate([x, np.zeros_like(x)]) for k, x in out.items()}
 
 
 class Cell(NamedTuple):
@@ -172,7 +203,7 @@ def reference(alone, packed, vocab):
     @lru_cache
     def of(name):
         with jax.enable_x64(True):
-            return run(CASES[name], REFERENCE, "float64", alone if CASES[name].packing else packed, vocab)
+            return run(CASES[name], REFERENCE, "float64", alone if CASES[name].packing is True else packed, vocab)
 
     return of
 
@@ -180,7 +211,9 @@ def reference(alone, packed, vocab):
 def check(name, cell, dtype, reference, alone, packed, vocab):
     grads, report, tokens = reference(name)
     with jax.enable_x64(dtype == "float64"):
-        rows = packed if cell.packed or not CASES[name].packing else alone
+        rows = packed if cell.packed or CASES[name].packing is not True else alone
+        if cell.packed and CASES[name].packing == "groups":
+            rows = two_groups_a_row(rows)
         other_grads, other_report, other_tokens = run(CASES[name], cell, dtype, rows, vocab)
     assert other_tokens == tokens
     assert other_grads.keys() == grads.keys()
@@ -215,9 +248,15 @@ def test_invariance_product(name, cell, dtype, reference, alone, packed, vocab):
     check(name, cell, dtype, reference, alone, packed, vocab)
 
 
-@pytest.mark.parametrize("name", [pytest.param(c, marks=[pytest.mark.product] * ("-" in c)) for c in CASES])
-def test_resumed_is_unbroken_to_the_bit(name, packed, vocab, tmp_path):
-    """Two more steps from the checkpoint of the second: what the objective keeps (a teacher) and draws is in it."""
+# of an objective one way of it, and what keeps more than params that are learned
+RESUMED = [c for c in CASES if "-" not in c or c in ("rtd-gdes", "span-corruption", "mixture-teacher", "mixture-join")]
+
+
+@pytest.mark.parametrize("name", [pytest.param(c, marks=[pytest.mark.product] * (c not in RESUMED)) for c in CASES])
+def test_resumed_is_unbroken_to_the_bit(name, packed, vocab, tmp_path, capsys):
+    """Two more steps from the checkpoint of the second: what the objective keeps (a teacher) and draws is in it. And
+    all again from the start, to the same bits.
+    """
     case = CASES[name]
     bb = backbone(sized(**{"V": V} | case.backbone))
     objective = case.make(bb, vocab)
@@ -231,16 +270,51 @@ def test_resumed_is_unbroken_to_the_bit(name, packed, vocab, tmp_path):
     whole = tree.leaves(loop.fit(stage, tmp_path))
     shutil.rmtree(tmp_path / "a" / "checkpoints" / "4")
     again = tree.leaves(loop.fit(stage, tmp_path))
+    assert "resumed a at step 2" in capsys.readouterr().err
+    anew = tree.leaves(loop.fit(stage, tmp_path / "anew"))
+    assert "resumed" not in capsys.readouterr().err
     for path, x in whole.items():
         np.testing.assert_array_equal(again[path], x, err_msg=path)
+        np.testing.assert_array_equal(anew[path], x, err_msg=path)
+
+
+_DRAWS = """
+import hashlib, pickle, sys
+import jax, numpy as np
+from model import random
+from test_properties import CASES, backbone, sized, V
+from toys import SPECIAL, pack
+from train import step as training
+from objectives.types import Vocab
+vocab = Vocab(V, *SPECIAL, special=SPECIAL, word_starts=np.arange(V) % 3 != 0, fingerprint="toy")
+rows = pack([[5, 0, 9], [1, 3]], 48, 3)
+for name in sys.argv[1:]:
+    bb = backbone(sized(**{"V": V} | CASES[name].backbone))
+    batch = jax.device_get(training.corrupted(rows, random.key(3), np.int32(5), CASES[name].make(bb, vocab)))
+    print(name, hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(batch))).hexdigest())
+"""
+
+
+def test_other_processes_draw_the_same():
+    """Whatever the order in which they hash their strings."""
+    names = ["mlm", "mlm-spans-bag", "hybrid", "nsp", "span-corruption", "denoise", "mixture"]
+    here = Path(__file__).parent
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", _DRAWS, *names], capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert told[0] == told[1] and len(told[0].splitlines()) == len(names)
 
 
 @pytest.fixture(scope="module")
 def params_by_name(vocab):
-    """The objective of each case and a params tree, with other numbers in each; backbones are one of two."""
+    """The objective of each case and a params tree, with other numbers in each, all on one architecture."""
     made = {}
     for i, (name, case) in enumerate(CASES.items()):
-        bb = backbone(sized(**case.backbone | dict(V=V + 8, conv=0, relative="none", embed_width=None, max_length=64)))
+        bb = backbone(sized(**BERT | dict(V=V + 8)))
         objective = case.make(bb, vocab)
         params = jax.tree.map(lambda x, i=i: np.asarray(x) + i, toys.params_of(bb, objective))
         made[name] = objective, params
@@ -250,12 +324,7 @@ def params_by_name(vocab):
 @pytest.mark.parametrize("name", CASES)
 def test_what_one_objective_trained_carries_to_every_other(name, params_by_name):
     _, old = params_by_name[name]
-    shapes = lambda params: {path: x.shape for path, x in tree.leaves(params["backbone"]).items()}
-    alike = 0
     for other, (objective, fresh) in params_by_name.items():
-        if shapes(fresh) != shapes(old):  # of another backbone
-            continue
-        alike += 1
         carried, report = carry(old, fresh)
         params = objective.begin(carried)
         assert jax.tree.structure(params) == jax.tree.structure(fresh)
@@ -268,5 +337,4 @@ def test_what_one_objective_trained_carries_to_every_other(name, params_by_name)
                 np.testing.assert_array_equal(x, tree.leaves(old["backbone"])[path])
             if "delta" in own:
                 whole = own["generator"]["embed"]["tokens"] + own["delta"]
-                np.testing.assert_allclose(whole, old["backbone"]["embed"]["tokens"], rtol=1e-5)
-    assert alike > 10
+                np.testing.assert_allclose(whole, old["backbone"]["embed"]["tokens"], atol=1e-4)  # of sums up to 80

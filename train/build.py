@@ -6,29 +6,33 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import textwrap
+import tokenize
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from model import random
 from model.backbone import backbone
 from model.config import BackboneConfig, sized
 from model.types import Backbone, Encoded
 from objectives.mixture import mix
-from objectives.types import Objective, Vocab
+from objectives.types import Objective, Ratio, Sums, Term, Vocab
 from train import checkpoint, evaluate, sharding, tree
 from train import step as training
-from train.data.layout import LAYOUTS
+from train.data.layout import LAYOUTS, PER_TOKEN
 from train.data.table import Table, table
 from train.stage import Carry, Stage
 
@@ -37,6 +41,7 @@ _TAKEN = {
     "backbone", "tokens", "segments", "positions", "types", "example", "labels", "group", "tags", "answers", "reach",
 }  # fmt: skip
 _SPECIAL = ("pad", "unk", "cls", "sep", "mask")
+_LOOKED_AT = 256  # rows of a table that are checked for what they hold
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,10 @@ def stages(config: dict) -> tuple[str, ...]:
     if not config.get("stages"):
         raise ValueError('the config names no stages: set config.stages = ("pretrain", ...) and a section for each')
     names = tuple(config["stages"])
+    if left := [k for k, v in config.items() if isinstance(v, dict) and "objective" in v and k not in names]:
+        raise ValueError(
+            f"the config has a section {left[0]!r} that is not among its stages={names}: add it, or drop it"
+        )
     _check_keys("the config", config, {"stages", "tokenizer", "backbone", *names}, {"tokenizer", *names})
     return names
 
@@ -116,6 +125,7 @@ def spec(config: dict, name: str) -> Spec:
     section = dict(config[name])
     required = {f.name for f in dataclasses.fields(Spec) if _required(f)}
     _check_keys(name, section, {f.name for f in dataclasses.fields(Spec)}, required)
+    _check_types(Spec, section, name)
     section["backbone"] = config.get("backbone", {}) | section.get("backbone", {})
     section["objective"] = _published(section["objective"])
     made = Spec(**section)
@@ -159,6 +169,11 @@ def load(factory: str | Callable) -> Callable:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
+        if module == "__main__":
+            raise ValueError(
+                f"{name} is a function of the script or notebook that trained by it, and is not here: move it to a "
+                f'module, name it factory="MODULE:{name}" there, and train on for a step'
+            ) from None
         raise ValueError(f'no such factory as {factory!r} ({error}); write "module:function"') from error
 
 
@@ -167,12 +182,34 @@ def path_of(function: Callable) -> str:
 
 
 def version_of(function: Callable) -> str:
-    """Its path with a hash of its source, so that an edited one is another; the path alone where no source is kept."""
+    """Its path; of a function that is none of ours its name with a hash of its source, comments aside, so that one that
+    is edited is another, and one that has moved to a module is not. The path too where no source is kept.
+    """
+    if function.__module__.partition(".")[0] in _OURS:
+        return path_of(function)
     try:
-        source = inspect.getsource(function)
+        source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):
         return path_of(function)
-    return f"{path_of(function)} (source {hashlib.blake2b(source.encode(), digest_size=4).hexdigest()})"
+    kept = (t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in _SILENT)
+    return f"{function.__qualname__} (source {hashlib.blake2b(' '.join(kept).encode(), digest_size=4).hexdigest()})"
+
+
+_OURS = ("model", "objectives", "train")
+_SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+
+
+def loaded(config: Any) -> Any:
+    """A plain config with functions in the place of the import paths of factories that are none of ours."""
+    if isinstance(config, tuple):
+        return tuple(map(loaded, config))
+    if not isinstance(config, dict):
+        return config
+    found = {k: loaded(v) for k, v in config.items()}
+    factory = found.get("factory")
+    if isinstance(factory, str) and factory.partition(":")[0].partition(".")[0] not in _OURS:
+        found["factory"] = load(factory)
+    return found
 
 
 def named(config: Any, name: Callable[[Callable], str] = path_of) -> Any:
@@ -194,14 +231,39 @@ def bind(section: dict, where: str, *given: str) -> tuple[Callable, dict]:
         raise ValueError(f'{where} needs a factory, as in factory="objectives.mlm:mlm"')
     factory = load(section["factory"])
     parameters = inspect.signature(factory).parameters.values()
+    if lacking := [g for g in given if g not in {p.name for p in parameters} and not any(map(_takes_all, parameters))]:
+        raise ValueError(
+            f"{where}: {named(section['factory'])} is called with {' and '.join(given)}, by these names, and takes no "
+            f"{lacking[0]}: its parameters are {', '.join(p.name for p in parameters)}"
+        )
     known = {p.name for p in parameters} - set(given)
     required = {p.name for p in parameters if p.default is p.empty} - set(given)
     keys = {k: v for k, v in section.items() if k != "factory"}
     _check_keys(f"{where} ({named(section['factory'])})", keys, known, required)
+    _check_types(factory, keys, where)
     for k, v in keys.items():
         if isinstance(v, dict) and "factory" in v:
             bind(v, f"{where}.{k}")
     return factory, keys
+
+
+def _takes_all(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.VAR_KEYWORD
+
+
+def _check_types(factory: Callable, keys: dict, where: str) -> None:
+    """Raises ValueError for a key whose value is not of the type that the factory is annotated with."""
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+    hints = get_type_hints(vars(factory)["__init__"] if isinstance(factory, type) else factory)
+    for key, value in keys.items():
+        if key not in hints or isinstance(value, dict):  # nested sections are what they make
+            continue
+        try:
+            check_type(value, hints[key], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError:
+            kind = inspect.formatannotation(hints[key]).replace("collections.abc.", "")
+            raise ValueError(f"{where}.{key}={value!r}: {path_of(factory)} takes {kind}") from None
 
 
 def call(section: dict, where: str, **given: Any) -> Any:
@@ -242,9 +304,7 @@ def _check_classes(classes: Any, at: str, section: dict, where: str) -> None:
 def _check_data(section: dict, where: str) -> None:
     if "mixture" in section:
         _check_keys(where, section, {"mixture"}, set())
-        for name, part in section["mixture"].items():
-            if "weight" not in part:
-                raise ValueError(f"{where}.mixture.{name} lacks a weight")
+        for name, part in _weighted(section["mixture"], where):
             if "mixture" in part:
                 raise ValueError(f"{where}.mixture.{name} is a mixture itself: give all its parts in the outer one")
             _check_data({k: v for k, v in part.items() if k != "weight"}, f"{where}.mixture.{name}")
@@ -264,9 +324,11 @@ def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Obj
     if "checkpoint" in keys:
         _check_keys(f"{name}.backbone", keys, known | {"checkpoint"}, set())
         origin = checkpoint.read_provenance(Path(keys.pop("checkpoint")) / "checkpoints")
+        _check_types(BackboneConfig, keys, f"{name}.backbone")
         config = BackboneConfig(**{k: _tuple(v) for k, v in (origin["backbone"] | keys).items()})
     else:
         _check_keys(f"{name}.backbone", keys, known | {"size"}, {"size"})
+        _check_types(BackboneConfig, keys, f"{name}.backbone")
         config = sized(keys.pop("size"), **{"V": vocab.size} | keys)
     if vocab.size > config.V:
         raise ValueError(f"{name}.backbone has V={config.V} embeddings, and the tokenizer has {vocab.size} ids")
@@ -281,10 +343,23 @@ def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Obj
                 f"{name}.objective: the name {part.name!r} is that of something else in a batch or in the params, or "
                 "has a blank or a slash in it; take another"
             )
+        check_axes(part)
     if "mixture" not in made.objective:
         return bb, parts[0][1]
     how = {k: v for k, v in made.objective.items() if k != "mixture"}
     return bb, mix(*parts, backbone=bb, **how)
+
+
+def check_axes(part: Objective) -> None:
+    """Raises ValueError where an objective's axes do not name those of its params."""
+    made = tree.leaves(jax.eval_shape(part.init, jax.eval_shape(random.generator, 0)))
+    said = tree.leaves(part.axes, is_leaf=tree.is_axes)
+    if {k: x.ndim for k, x in made.items()} != {k: len(names) for k, names in said.items()}:
+        raise ValueError(
+            f"{part.name}: init makes {', '.join(f'{k} {x.shape}' for k, x in made.items()) or 'no params'}, and axes "
+            f"names {', '.join(f'{k} {names}' for k, names in said.items()) or 'none'}; expected a name for each axis "
+            "of each, as embed or vocab, see train.sharding"
+        )
 
 
 def _objectives(section: dict, where: str) -> Iterator[tuple[str, float, dict]]:
@@ -293,14 +368,29 @@ def _objectives(section: dict, where: str) -> Iterator[tuple[str, float, dict]]:
         yield where, 1.0, section
         return
     _check_keys(where, section, {"mixture", "alternate"}, set())
-    for name, part in section["mixture"].items():
-        if "weight" not in part:
-            raise ValueError(f"{where}.mixture.{name} lacks a weight")
+    for name, part in _weighted(section["mixture"], where):
+        if part.get("name", name) != name:
+            raise ValueError(f"{where}.mixture.{name} has name={part['name']!r}: a part is called as its key is")
         yield (
             f"{where}.mixture.{name}",
             part["weight"],
             {k: v for k, v in part.items() if k != "weight"} | {"name": name},
         )
+
+
+def _weighted(mixture: Any, where: str) -> Iterator[tuple[str, dict]]:
+    """The parts of a mixture by name, each a section with a weight above 0."""
+    if not isinstance(mixture, dict) or not all(isinstance(part, dict) for part in mixture.values()):
+        raise ValueError(f"{where}.mixture={mixture!r}: expected sections by name, each with its weight")
+    for name, part in mixture.items():
+        if "weight" not in part:
+            raise ValueError(f"{where}.mixture.{name} lacks a weight")
+        weight = part["weight"]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(
+                f"{where}.mixture.{name} has weight={weight!r}: expected a number above 0; leave out what is not wanted"
+            )
+    yield from mixture.items()
 
 
 def _tuple(x: Any) -> Any:
@@ -379,10 +469,16 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     steps = made.steps or math.ceil((made.epochs or 0) * len(data) / made.batch)
     schedule, optimizer, learned = optimization(made, name, bb, objective, steps)
     evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir) for k, v in made.evals.items()}
+    classes = [section.get("classes") for _, _, section in _objectives(made.objective, name)]
+    traced = set()
     for where, held in {"data": data, **{f"evals.{k}": v for k, v in evals.items()}}.items():
-        check_needs(objective, table(held).read(np.arange(1)), f"{name}.{where}", scored=where != "data")
+        some = table(held).read(np.unique(np.linspace(0, len(held) - 1, _LOOKED_AT).astype(np.int64)))
+        check_needs(objective, some, f"{name}.{where}", scored=where != "data")
         check_length(bb, table(held), f"{name}.{where}")
-    check_trace(made, name, bb, objective, table(data).read(np.arange(1)))
+        check_contents(bb, objective, some, f"{name}.{where}", classes)
+        if (looks := tuple((k, x.shape[1:], x.dtype.name) for k, x in sorted(some.items()))) not in traced:
+            check_trace(made, f"{name}.{where}", bb, objective, some)
+        traced.add(looks)
     source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
     identity = identity_of(made) | {"sources": source_of}
     return Stage(
@@ -399,17 +495,64 @@ def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, sco
     """Raises ValueError where rows of these arrays lack what the objective reads, with its scores if `scored`, or a
     score is none that there is.
     """
-    for score in (score for part in objective.parts or (objective,) for score in part.scores):
-        evaluate.check_score(score)
-    told = [x for part in objective.parts or (objective,) if part.scores for x in (part.truth, *part.scored)]
-    needs = (*objective.needs, *(told if scored else ()))
-    if missing := [need for need in dict.fromkeys(needs) if need not in arrays]:
-        raise ValueError(
-            f"{where}: {objective.name} reads {', '.join(missing)}, and these rows hold {', '.join(sorted(arrays))}. "
-            "`types` are of pairs: train.data.rows:pair_sentences, or a source with a pair; `labels` of a source with "
-            "a label; `group` of train.data.groups:text_groups, from records of several texts; `tags` of "
-            "train.data.words:tag_words; `answers` of train.data.answers:answer_windows"
-        )
+    for part in objective.parts or (objective,):
+        for score in part.scores:
+            evaluate.check_score(score)
+        told = (part.truth, *part.scored) if scored and part.scores else ()
+        if missing := [need for need in dict.fromkeys((*part.needs, *told)) if need not in arrays]:
+            raise ValueError(
+                f"{where}: {part.name} reads {', '.join(missing)}, and these rows hold {', '.join(sorted(arrays))}. "
+                + " ".join(_NEEDS[need] for need in missing if need in _NEEDS)
+            )
+
+
+_NEEDS = {
+    "types": "`types` are of pairs: train.data.rows:pair_sentences makes them of documents, label_examples of a source "
+    "that names the column of its second text by pair=.",
+    "labels": "`labels` are of a source that names their column by label=.",
+    "group": "`group` is of train.data.groups:text_groups, from records of several texts.",
+    "tags": "`tags` are of train.data.words:tag_words.",
+    "answers": "`answers` are of train.data.answers:answer_windows.",
+}
+
+
+def check_contents(
+    bb: Backbone, objective: Objective, some: Mapping[str, Any], where: str, classes: Sequence[Any]
+) -> None:
+    """Raises ValueError where rows hold what would train nothing, or what is none of the model's; `some` are looked at.
+
+    classes: of each objective, their number or names, None where it has none.
+    """
+    second_NS = None
+    if "types" in some:
+        most = int(some["types"].max(initial=0))
+        if 0 < bb.config.types <= most:
+            raise ValueError(
+                f"{where}: these rows have types up to {most}, and the backbone embeds types={bb.config.types}: set "
+                f"backbone types={most + 1}, or 0 for none"
+            )
+        segments_NSL = some["segments"][:, None] == np.arange(1, some["example"].shape[1] + 1)[None, :, None]
+        second_NS = (segments_NSL & (some["types"] == 1)[:, None]).sum(-1)
+    for part, names in zip(objective.parts or (objective,), classes, strict=True):
+        if "types" in part.needs and second_NS is not None and second_NS.max(initial=0) < 2:  # a [SEP] alone
+            raise ValueError(
+                f"{where}: {part.name} reads pairs, and in the {len(second_NS)} rows looked at each second text is "
+                "empty: see which column the source's pair= names"
+            )
+        if "group" in part.needs and "labels" in part.needs and not (some["labels"] > 0).any():
+            raise ValueError(
+                f"{where}: {part.name} chooses the texts that have a label above 0, and in the {len(some['labels'])} "
+                "rows looked at there is none"
+            )
+        known = len(names) if isinstance(names, tuple) else names
+        if known is None or part.truth not in some or not np.issubdtype(some[part.truth].dtype, np.integer):
+            continue
+        found = int(some[part.truth].max(initial=0)) - (part.truth in PER_TOKEN)  # tags are stored as 1 + class
+        if found >= known and some[part.truth].ndim == 2:
+            raise ValueError(
+                f"{where}: these rows have class {found}, counted from 0, and {part.name} has {known} classes: give it "
+                "those that the rows were prepared with"
+            )
 
 
 def check_length(bb: Backbone, held: Table, where: str) -> None:
@@ -422,7 +565,7 @@ def check_length(bb: Backbone, held: Table, where: str) -> None:
         )
 
 
-def check_trace(made: Spec, name: str, bb: Backbone, objective: Objective, row: Mapping[str, Any]) -> None:
+def check_trace(made: Spec, where: str, bb: Backbone, objective: Objective, row: Mapping[str, Any]) -> None:
     """Raises what the objective refuses of rows like this one, before anything compiles. The backbone is left out."""
     params = shapes(bb, objective)
 
@@ -438,13 +581,47 @@ def check_trace(made: Spec, name: str, bb: Backbone, objective: Objective, row: 
         params_of["backbone"] = params["backbone"]
         rows = training.corrupted(batch, key, step, objective)
         out = objective.loss(params, encode, rows, key, step)
-        return out if objective.join is None else objective.join(params, out, rows)
+        if objective.join is not None:
+            _check_outputs(out, objective.name)
+            out = objective.join(params, out, rows)
+        _check_sums(out, objective.name)
+        objective.predict(params, encode, batch)
+        return [term.weight for term in out.terms.values()]
 
     batch = {k: jax.ShapeDtypeStruct((made.batch, *x.shape[1:]), x.dtype) for k, x in row.items()}
+    step = jax.ShapeDtypeStruct((), np.int32)
     try:
-        jax.eval_shape(traced, params, batch, jax.eval_shape(random.key, 0), jax.ShapeDtypeStruct((), np.int32))
+        jaxpr = jax.make_jaxpr(traced)(params, batch, jax.eval_shape(random.key, 0), step).jaxpr
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
+    _, read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    if any(read[: len(jax.tree.leaves(params))]):
+        raise ValueError(
+            f"{objective.name}: the weight of a term depends on params, and must on the batch alone: it divides the "
+            "loss, and no gradient passes it"
+        )
+
+
+def _check_sums(out: Any, name: str) -> None:
+    if not isinstance(out, Sums):
+        raise ValueError(f"{name}: its loss is a {type(out).__name__}; expected objectives.types.Sums")
+    for what, kind, held in (("term", Term, out.terms), ("metric", Ratio, out.metrics)):
+        for key, x in held.items():
+            if not isinstance(x, kind):
+                raise ValueError(f"{name}: its {what} {key!r} is no objectives.types.{kind.__name__}: {x}")
+            if shapes := [np.shape(part) for part in x if np.shape(part)]:
+                raise ValueError(
+                    f"{name}: its {what} {key!r} has arrays of shape {shapes[0]}; expected sums, one number"
+                )
+
+
+def _check_outputs(out: Any, name: str) -> None:
+    for path, x in tree.leaves(out).items():
+        if not np.shape(x)[:1] or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise ValueError(
+                f"{name} has a join, and its loss gives {path or 'an array'} {jnp.result_type(x)}{list(np.shape(x))}; "
+                "expected floats of each row, [B, ...]"
+            )
 
 
 def check_offline(made: Spec, name: str, mesh_shape: dict[str, int]) -> None:
@@ -498,7 +675,7 @@ def identity_of(made: Spec) -> dict:
     kept |= {
         "backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}, "objective": read(made.objective),
     }  # fmt: skip
-    return named(kept, version_of)
+    return named(loaded(kept), version_of)
 
 
 def read(config: Any) -> Any:

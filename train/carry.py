@@ -63,42 +63,67 @@ def carry(
 
     Raises ValueError, with both trees, where a source is missing or a shape differs and resizing is not allowed.
     """
-    have = tree.leaves(restored)
+    report = plan(restored, fresh, rules, resize)
+    have, of = tree.leaves(restored), {line.path: line for line in report if line.what != "dropped"}
     used: set[str] = set()
-    report: list[Line] = []
-    faults: list[str] = []
 
     def graft(path, leaf):
-        name = tree.path_of(path)
+        line = of[tree.path_of(path)]
+        if line.what == "fresh":
+            return leaf
+        old = have[line.source].copy() if line.source in used else have[line.source]  # no two leaves are one array
+        used.add(line.source)
+        if line.what != "resized":
+            return old.astype(leaf.dtype, copy=False)
+        common = tuple(slice(0, min(a, b)) for a, b in zip(leaf.shape, old.shape, strict=True))
+        return leaf.at[common].set(jnp.asarray(old[common], leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(graft, fresh), report
+
+
+def plan(
+    restored: Any,
+    fresh: Any,
+    rules: Sequence[tuple[str, str | None]] = KEEP_BACKBONE,
+    resize: Sequence[str] = (),
+) -> list[Line]:
+    """What `carry` would do, of shapes alone. Raises what it raises."""
+    have = tree.leaves(restored)
+    report: list[Line] = []
+    faults: list[str] = []
+    strangers: dict[str, int] = {}  # keys of the tree that the checkpoint lacks whole, and how many leaves ask for them
+    for name, leaf in tree.leaves(fresh).items():
         source = _source(name, rules)
         if source is None:
             report.append(Line(name, "fresh", "", leaf.shape, ()))
-            return leaf
-        if source not in have:
-            faults.append(f"{name} should come from {source}, which the checkpoint does not have")
-            return leaf
-        old = have[source].copy() if source in used else have[source]  # no two leaves are one array
-        used.add(source)
-        if old.shape == leaf.shape:
-            report.append(Line(name, "taken" if source == name else "renamed", source, leaf.shape, old.shape))
-            return old.astype(leaf.dtype, copy=False)
-        if old.ndim == leaf.ndim and any(re.fullmatch(p, name) for p in resize):
-            report.append(Line(name, "resized", source, leaf.shape, old.shape))
-            common = tuple(slice(0, min(a, b)) for a, b in zip(leaf.shape, old.shape, strict=True))
-            return leaf.at[common].set(jnp.asarray(old[common], leaf.dtype))
-        faults.append(
-            f"{name} is {leaf.shape} and {source} is {old.shape}: make the configs agree, or name it in resize"
-        )
-        return leaf
-
-    params = jax.tree_util.tree_map_with_path(graft, fresh)
+        elif source not in have:
+            owner = source.partition("/")[0]
+            if owner in restored:
+                faults.append(f"{name} should come from {source}, which the checkpoint does not have")
+            else:
+                strangers[owner] = strangers.get(owner, 0) + 1
+        elif have[source].shape == leaf.shape:
+            what = "taken" if source == name else "renamed"
+            report.append(Line(name, what, source, leaf.shape, leaf.shape))
+        elif len(have[source].shape) == len(leaf.shape) and any(re.fullmatch(p, name) for p in resize):
+            report.append(Line(name, "resized", source, leaf.shape, have[source].shape))
+        else:
+            faults.append(
+                f"{name} is {leaf.shape} and {source} is {have[source].shape}: make the configs agree, or name it in "
+                "resize"
+            )
+    faults += [
+        f"{n} leaves should come from {owner}/, and the checkpoint holds {', '.join(restored)} alone: nothing of that "
+        "name was trained in it, as no decoder is with an encoder. Leave the rule out, and they begin fresh"
+        for owner, n in strangers.items()
+    ]
     if faults:
         raise ValueError(
             "the checkpoint does not fit:\n  " + "\n  ".join(faults)
             + "\nthe checkpoint holds:\n" + _listing(have) + "\nthe new tree is:\n" + _listing(tree.leaves(fresh))
         )  # fmt: skip
-    report += [Line(name, "dropped", name, (), x.shape) for name, x in have.items() if name not in used]
-    return params, report
+    used = {line.source for line in report}
+    return report + [Line(name, "dropped", name, (), x.shape) for name, x in have.items() if name not in used]
 
 
 def _source(name: str, rules: Sequence[tuple[str, str | None]]) -> str | None:
@@ -124,4 +149,10 @@ def summary(report: Sequence[Line]) -> str:
     for line in report:
         counts[line.what] += int(np.prod(line.shape or line.came_as))
     total = ", ".join(f"{n:,} parameters {what}" for what, n in counts.items() if n)
+    both = {line.path for line in report if line.what == "fresh"} & {
+        line.path for line in report if line.what == "dropped"
+    }
+    if both:  # as a decoder, which both stages have
+        rule = (f"({min(both).split('/')[0]}/.*)", r"\1")
+        rows.append(f"  {len(both)} leaves are fresh and dropped at once: carry.rules with {rule} would take them")
     return "\n".join([*rows, f"  {total}"])

@@ -28,7 +28,10 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
     from ml_collections import config_flags
 
     mendable: tuple[type[Exception], ...] = (ValueError, *errors)
-    config = config_flags.DEFINE_config_file("config", help_string="the config file; its keys are overridden by path")
+    config = config_flags.DEFINE_config_file(
+        "config", help_string="the config file; its keys are overridden, and others set, by path",
+        lock_config=False, accept_new_attributes=True,  # which keys there are, and the nearest, train.build says
+    )  # fmt: skip
     if config_required:
         flags.mark_flag_as_required("config")
     sys.modules["__main__"].__doc__ = help
@@ -37,12 +40,11 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except AttributeError as error:
-            missing = error.args[0] if error.args else None
-            if not isinstance(missing, KeyError):
+        except KeyError as error:
+            key, _, hint = str(error.args[0]).partition("\n")
+            if not hint:
                 raise  # the config file's own
-            key, _, hint = str(missing.args[0]).partition("\n")
-            sys.exit(f"error: the config has no key {key} to override; {hint or 'its file sets those that it has'}")
+            sys.exit(f"error: the config has no section {key} to set a key of; {hint}")
         except OSError as error:
             sys.exit(_unreadable(error))
         except flags.Error as error:  # that a config file raises comes with its traceback, as text

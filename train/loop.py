@@ -57,6 +57,8 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
             if origin.step >= stage.steps or judge.patience_is_over():
                 log.say(f"{stage.name} is done: {origin.step} of {stage.steps} steps")
                 return _state(stage, like, origin, log)
+            if origin.folder is None:
+                _check_carried(stage, like)
             loader = loader_of(stage)
             compiling = in_background(lowered_step(stage, like, loader.shapes(origin.step)).compile)
             state = _state(stage, like, origin, log)
@@ -157,19 +159,26 @@ def layout_of(stage: Stage, rows: Table, microbatches: int = 1) -> Layout | None
     return layout(stage.layout, rows, stage.batch, microbatches * sharding.row_parts(dict(stage.mesh.shape)))
 
 
+def _check_carried(stage: Stage, like: TrainState) -> None:
+    """Raises what is wrong with what the stage carries, before anything compiles."""
+    if stage.carry is not None:
+        held, origin, _ = checkpoint.read_params(stage.carry.folder, place=lambda shapes: shapes)
+        if origin["tokenizer"] != stage.vocab.fingerprint:
+            raise ValueError(
+                f"{stage.carry.folder} was trained with another tokenizer (fingerprint {origin['tokenizer'][:12]}) "
+                f"than this stage's ({stage.vocab.fingerprint[:12]}): its embeddings mean other pieces. Use the "
+                f"tokenizer of that checkpoint's workdir, or pretrain again"
+            )
+        carry.plan(held, like.params, stage.carry.rules, stage.carry.resize)
+
+
 def _carried(stage: Stage, state: TrainState, log: Log) -> TrainState:
     if stage.carry is None:
         return state
     rules = stage.carry.rules
-    restored, origin, step = checkpoint.read_params(
+    restored, _, step = checkpoint.read_params(
         stage.carry.folder, place=lambda shapes: carry.reading(shapes, state.params, rules)
     )
-    if origin["tokenizer"] != stage.vocab.fingerprint:
-        raise ValueError(
-            f"{stage.carry.folder} was trained with another tokenizer (fingerprint {origin['tokenizer'][:12]}) than "
-            f"this stage's ({stage.vocab.fingerprint[:12]}): its embeddings mean other pieces. Use the tokenizer "
-            f"of that checkpoint's workdir, or pretrain again"
-        )
     # what fits was read to its place in its dtype, so that nothing is computed, and no program compiled
     params, report = carry.carry(restored, state.params, rules, stage.carry.resize)
     params = jax.device_put(params, _placed(state).params)

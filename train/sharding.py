@@ -61,7 +61,8 @@ def make_mesh(shape: dict[str, int], devices: list | None = None) -> Mesh:
         wanted = ", ".join(f"{name}={n}" for name, n in shape.items())
         raise ValueError(
             f"the mesh {wanted} needs {abs(math.prod(shape.values()))} devices, and there are {len(devices)}: change "
-            f"mesh in the config, or see a larger one with `python -m launch.plan`"
+            f"mesh in the config, or see a larger one with `python -m launch.plan`; JAX_NUM_CPU_DEVICES="
+            f"{abs(math.prod(shape.values()))} before the command simulates as many on a CPU"
         )
     # Auto: under the default, Explicit, a sharding constraint is an assertion
     types = (AxisType.Auto,) * len(shape)

@@ -77,11 +77,13 @@ def gradients(
         out, pull = jax.vjp(lambda p: outputs(p, rows), learned_params)
         return jax.tree.map(jnp.add, gradient, pull(cotangent)[0]), out
 
+    if M == 1:  # nothing is to be kept between passes, and one is enough
+        alone = lambda p: total(p, jax.tree.map(lambda x: jnp.asarray(x)[None], outputs(p, dict(batch))))
+        return jax.grad(alone, has_aux=True)(learned_params)
     microbatched = jax.tree.map(rows_of, dict(batch))
-    unroll = M == 1
-    _, first = jax.lax.scan(forward, None, microbatched, unroll=unroll)
+    _, first = jax.lax.scan(forward, None, microbatched)
     (direct, cotangents), _ = jax.grad(total, argnums=(0, 1), has_aux=True)(learned_params, first)
-    gradient, second = jax.lax.scan(backward, direct, (microbatched, cotangents), unroll=unroll)
+    gradient, second = jax.lax.scan(backward, direct, (microbatched, cotangents))
     return gradient, total(learned_params, second)[1]
 
 

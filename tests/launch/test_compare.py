@@ -1,12 +1,16 @@
 """The table of objectives: what each training is known by, and what the table says of it."""
 
+import gzip
 import json
 import shlex
 
+import numpy as np
 import pytest
+from toys import WORDS
 
-from configs.compare_objectives import OBJECTIVES
+from configs.compare_objectives import OBJECTIVES, VOCABULARY, get_config
 from launch import compare
+from train import build
 
 
 def test_a_training_of_other_settings_is_another():
@@ -23,6 +27,30 @@ def of_mlm():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_of_the_table_can_be_planned(objective, of_mlm):
     assert 0.4 < compare.flops(objective, "tiny") / of_mlm < 4
+
+
+@pytest.fixture(scope="module")
+def articles(tmp_path_factory):
+    """A folder that is laid out as ROOTSTOCK_DATA, with made-up articles."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "pretrain").mkdir()
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 60), ("valid", 6)):
+        with gzip.open(folder / f"pretrain/wiki_{split}.jsonl.gz", "wt") as file:
+            for _ in range(n):
+                sentences = [" ".join(rng.choice(WORDS, 9)) + "." for _ in range(30)]
+                file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_of_the_table_is_built_from_text(objective, articles, monkeypatch):
+    monkeypatch.setenv("ROOTSTOCK_DATA", str(articles))
+    config = build.plain(get_config(f"objective={objective},steps=4"))
+    config["tokenizer"] |= dict(size=45, byte_fallback=False)
+    config["backbone"]["V"] = 45 + config["backbone"]["V"] - VOCABULARY
+    stage = build.stage(config, "pretrain", articles / "work")
+    assert len(stage.rows) > 50 and stage.evals["valid"]
 
 
 def test_unknown_names_are_refused_before_anything_runs(tmp_path, capsys):

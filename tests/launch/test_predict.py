@@ -174,7 +174,7 @@ def test_texts_that_are_written(finetuned, monkeypatch):
     assert predicting._said(writing, found, np.zeros(4), None) == {"prediction": "good film", "score": -1.5}
     said = ["the cat sat on the mat", "a dog ran over the hill"]
     given = [record(text, pair, "t") for text, pair in (("a", said[0]), ("b", "a dog ran over the green hill"))]
-    monkeypatch.setattr(predicting, "predict", lambda trained, records: ({"prediction": s} for s in said))
+    monkeypatch.setattr(predicting, "predict", lambda trained, records, section: ({"prediction": s} for s in said))
     # of 12 words 12 are right, of their pairs 9 of 10, threes 7 of 8, fours 5 of 6; 13 were wanted
     want = 100 * np.exp(1 - 13 / 12) * (9 / 10 * 7 / 8 * 5 / 6) ** 0.25
     np.testing.assert_allclose(predicting.bleu(writing, given), want, rtol=1e-6)

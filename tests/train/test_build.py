@@ -1,17 +1,25 @@
 """What a config can get wrong, said before anything compiles."""
 
 import functools
+import importlib
 import json
 import linecache
 import os
+import sys
 
 import jax
 import numpy as np
 import pytest
-from toys import config_of, write_reviews
+from toys import config_of, pack, write_reviews
 from vocabularies import BERT, WORDS
 
+from model.backbone import backbone
+from model.config import sized
+from objectives.choose import choose
+from objectives.classify import classify
 from objectives.mlm import mlm
+from objectives.tag import tag
+from objectives.types import Objective, Sums, Term
 from train import build
 from train.__main__ import run
 from train.data import tokenizer as tokenizers
@@ -68,6 +76,75 @@ def changed(config: dict, path: str, value) -> dict:
         ("pretrain.objective", dict(factory="objectives.rtd:rtd", generator=dict(D=32)), "larger than its backbone"),
         (
             "pretrain.objective",
+            dict(factory="objectives.rtd:rtd", generator="big"),
+            r"pretrain.objective.generator='big': objectives.rtd:rtd takes dict\[str, .*Any\] \| None",
+        ),
+        (
+            "pretrain.objective",
+            dict(factory="objectives.seq2seq:translate"),
+            r"seq2seq reads types, and these rows hold .* names the column of its second text by pair=\.$",
+        ),
+        (
+            "pretrain.objective",
+            dict(factory="objectives.contrastive:contrastive", positives="group"),
+            "contrastive reads group, and these rows hold .* records of several texts",
+        ),
+        (
+            "pretrain.objective",
+            dict(mixture=dict(mlm=dict(factory="objectives.mlm:mlm", weight=0))),
+            "pretrain.objective.mixture.mlm has weight=0: expected a number above 0",
+        ),
+        (
+            "pretrain.objective",
+            dict(mixture=dict(mlm=dict(factory="objectives.mlm:mlm", weight=True))),
+            "mlm has weight=True: expected a number above 0",
+        ),
+        ("pretrain.objective", dict(mixture=(1, 2)), r"mixture=\(1, 2\): expected sections by name"),
+        (
+            "pretrain.objective",
+            dict(mixture=dict(a=dict(factory="objectives.mlm:mlm", name="b", weight=1.0))),
+            "mixture.a has name='b': a part is called as its key is",
+        ),
+        (
+            "pretrain.objective",
+            dict(
+                mixture=dict(
+                    mlm=dict(factory="objectives.mlm:mlm", weight=1.0),
+                    nsp=dict(factory="objectives.pairs:nsp", weight=1.0),
+                )
+            ),
+            "pretrain.data: nsp reads types",
+        ),
+        ("pretrain.objective", dict(factory="objectives.seq2seq:bart", span=20), "bart span=20: rows of 32 tokens"),
+        (
+            "pretrain",
+            dict(
+                objective=dict(factory="objectives.seq2seq:span_corruption", span=20, sentinels=8), backbone=dict(V=48)
+            ),
+            "span_corruption span=20: rows of 32 tokens have 10 in spans at rate=0.3",
+        ),
+        (
+            "pretrain.objective",
+            dict(factory="objectives.seq2seq:bart", permute=1.0, sentence=50),
+            "spans of 50 tokens that change places do not fit rows of 32",
+        ),
+        ("pretrain.objective", dict(factory="objectives.denoise:denoise", window=50), "window=50 does not fit rows of"),
+        (
+            "pretrain.objective",
+            dict(factory="objectives.denoise:denoise", mask=0.0, replace=0.0, shuffle=0.0),
+            "hides nothing and moves nothing",
+        ),
+        (
+            "pretrain.objective",
+            dict(factory="objectives.mlm:mlm", unit="ngram", ngrams=((5,) * 33,)),
+            "the shortest of the n-grams has 33 tokens, and a row has 32",
+        ),
+        ("pretrain.objective.rate", None, r"rate=None: objectives.mlm:mlm takes float \| Sequence\[float\]"),
+        ("pretrain.objective.span", "3", "objective.span='3': objectives.mlm:mlm takes float"),
+        ("pretrain.mesh", 8, "pretrain.mesh=8: train.build:Spec takes str"),
+        ("backbone.layers", 1.5, "backbone.layers=1.5: model.config:BackboneConfig takes int"),
+        (
+            "pretrain.objective",
             dict(
                 mixture=dict(
                     rtd_mlm=dict(factory="objectives.mlm:mlm", weight=1),
@@ -82,7 +159,7 @@ def changed(config: dict, path: str, value) -> dict:
         (
             "pretrain.objective",
             dict(factory="objectives.mlm:mlm", unit="span", span=50),
-            "pretrain: mlm span=50 words do not fit rows of 32 tokens",
+            "pretrain.data: mlm span=50 words do not fit rows of 32 tokens",
         ),
         (
             "pretrain",
@@ -92,7 +169,7 @@ def changed(config: dict, path: str, value) -> dict:
         (
             "pretrain.objective",
             dict(factory="objectives.contrastive:contrastive", scores="mrr"),
-            "the score 'm' is unknown; there are accuracy",
+            r"pretrain.objective.scores='mrr': objectives.contrastive:contrastive takes tuple\[str, ...\]",
         ),
         (
             "backbone.max_length",
@@ -135,7 +212,7 @@ def test_said_before_anything_runs(folder, tmp_path, path, value, says):
         (
             "finetune.objective",
             dict(factory="objectives.classify:multilabel", classes=2),
-            "classify reads any number of classes .* are a class each",
+            "multilabel reads any number of classes .* are a class each",
         ),
         ("finetune.data.truncate", False, "set truncate=True or length="),
         ("finetune.carry", dict(), "either stage or checkpoint"),
@@ -147,6 +224,157 @@ def test_of_finetuning(folder, tmp_path, path, value, says):
     config["finetune"]["data"]["length"] = 16
     with pytest.raises(ValueError, match=says):
         build.stage(config, "finetune", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "classes, says",
+    [
+        (("neg", "pos"), r"classes=\('neg', 'pos'\): objectives.classify:classify takes int"),
+        (2.0, "finetune.objective.classes=2.0: objectives.classify:classify takes int"),
+    ],
+)
+def test_classes_of_another_type(folder, tmp_path, classes, says):
+    with pytest.raises(ValueError, match=says):
+        build.stage(changed(config_of(folder), "finetune.objective.classes", classes), "finetune", tmp_path)
+
+
+def test_labels_of_an_eval(folder, tmp_path):
+    """Said before training, not after it."""
+    config = config_of(folder)
+    short = dict(config["pretrain"]["data"], length=8)
+    spans = changed(config_of(folder), "pretrain.objective", dict(factory="objectives.mlm:mlm", unit="span", span=10))
+    spans["pretrain"]["evals"] = dict(short=short)
+    with pytest.raises(ValueError, match=r"pretrain\.evals\.short: mlm span=10 words do not fit rows of 8 tokens"):
+        build.stage(spans, "pretrain", tmp_path / "spans")
+    config["finetune"]["evals"]["dev"] |= dict(classes=None, source=dict(factory="train.data.source:csv", path="n.csv"))
+    (tmp_path / "n.csv").write_text("text,label\na,0.5\nb,1\n")
+    config["finetune"]["evals"]["dev"]["source"] |= dict(path=str(tmp_path / "n.csv"), label="label")
+    with pytest.raises(ValueError, match=r"finetune\.evals\.dev: classify reads classes, and these labels are numbers"):
+        build.stage(config, "finetune", tmp_path / "work")
+
+
+@pytest.mark.parametrize("make", ["seq2seq:translate", "pairs:sop"])
+def test_pairs_of_which_none_has_a_second_text(tmp_path, make):
+    (tmp_path / "p.csv").write_text("text,pair\n" + "a film,\n" * 20)
+    write_reviews(tmp_path / "reviews.tsv")
+    source = dict(factory="train.data.source:csv", path=str(tmp_path / "p.csv"), pair="pair")
+    data = dict(factory="train.data.rows:label_examples", source=source, length=32, classes=None)
+    config = config_of(tmp_path)
+    config["pretrain"] |= dict(objective=dict(factory=f"objectives.{make}"), data=data)
+    with pytest.raises(ValueError, match="reads pairs, and in the 20 rows looked at each second text is empty"):
+        build.stage(config, "pretrain", tmp_path / "work")
+
+
+def test_contents_that_train_nothing_or_are_none_of_the_models(vocab):
+    bb = backbone(sized("tiny", V=61, D=16, heads=2, types=1, max_length=64))
+    rows = pack([[5, 0, 9], [1]], 48, 3)
+    look = lambda objective, classes=None, rows=rows, bb=bb: build.check_contents(
+        bb, objective, rows, "dev", [classes] if not isinstance(classes, list) else classes
+    )
+    with pytest.raises(ValueError, match="dev: these rows have types up to 1, and the backbone embeds types=1"):
+        look(classify(bb, vocab, classes=3), 3)
+    bb = backbone(sized("tiny", V=61, D=16, heads=2, max_length=64))
+    look(classify(bb, vocab, classes=3), 3, bb=bb)
+    with pytest.raises(ValueError, match="dev: these rows have class 2, counted from 0, and classify has 2 classes"):
+        look(classify(bb, vocab, classes=2), 2, bb=bb)
+    with pytest.raises(ValueError, match="dev: these rows have class 2, counted from 0, and tag has 2 classes"):
+        look(tag(bb, vocab, classes=("a", "b")), ("a", "b"), bb=bb)
+    with pytest.raises(ValueError, match="dev: choose chooses the texts that have a label above 0"):
+        look(choose(bb, vocab), rows=rows | {"labels": 0 * rows["labels"]}, bb=bb)
+
+
+def _objective(**changes):
+    """A factory of an objective with one thing wrong."""
+
+    def wrong(backbone, vocab, name="wrong"):
+        def loss(params, encode, batch, key, step):
+            x = encode(batch, key).hidden @ params[name]["w"]
+            real = (batch["segments"] > 0).astype(np.float32)
+            return Sums({name: Term((x * real).sum(), real.sum())})
+
+        parts = dict(
+            loss=loss, predict=lambda params, encode, batch, key=None: {}, axes={"w": ("embed",)},
+            init=lambda key: {"w": jax.numpy.zeros(backbone.config.D)},
+        )  # fmt: skip
+        return Objective(name, **parts | {k: make(loss, name) for k, make in changes.items()})
+
+    return wrong
+
+
+def _a_scalar(loss, name):
+    return lambda *given: loss(*given).terms[name].sum
+
+
+def _by_row(loss, name):
+    return lambda *given: Sums({name: Term(jax.numpy.zeros(4), 1.0)})
+
+
+def _no_term(loss, name):
+    return lambda *given: Sums({name: 0.0})
+
+
+def _weighed_by_params(loss, name):
+    def other(params, *given):
+        (term,) = loss(params, *given).terms.values()
+        return Sums({name: term._replace(weight=term.weight + params[name]["w"].sum())})
+
+    return other
+
+
+def _reads_what_is_not(loss, name):
+    def predict(params, encode, batch, key=None):
+        raise ValueError("predict is traced too")
+
+    return predict
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({}, None),
+        (dict(loss=_a_scalar), "wrong: its loss is a .*; expected objectives.types.Sums"),
+        (dict(loss=_by_row), r"wrong: its term 'wrong' has arrays of shape \(4,\); expected sums"),
+        (dict(loss=_no_term), "wrong: its term 'wrong' is no objectives.types.Term"),
+        (dict(loss=_weighed_by_params), "the weight of a term depends on params, and must on the batch alone"),
+        (dict(predict=_reads_what_is_not), "pretrain.data: predict is traced too"),
+        (dict(axes=lambda *_: {}), r"wrong: init makes w \(16,\), and axes names none"),
+        (dict(join=lambda loss, name: lambda params, outputs, batch: outputs), r"has a join, and its loss gives "),
+    ],
+)
+def test_an_objective_of_ones_own(folder, tmp_path, changes, says):
+    config = changed(config_of(folder), "pretrain.objective", dict(factory=_objective(**changes)))
+    if says is None:
+        build.stage(config, "pretrain", tmp_path)
+        return
+    with pytest.raises(ValueError, match=says):
+        build.stage(config, "pretrain", tmp_path)
+
+
+def test_a_factory_of_other_parameters(folder, tmp_path):
+    config = changed(config_of(folder), "pretrain.objective", dict(factory=lambda b, v: None))
+    with pytest.raises(ValueError, match=r"called with backbone and vocab, by these names, and takes no backbone"):
+        build.stage(config, "pretrain", tmp_path)
+
+
+def test_an_edited_objective_is_another(tmp_path, monkeypatch):
+    """By its import path as by itself, comments aside; one that has only moved is the same."""
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+
+    def of(module: str, body: str):
+        (tmp_path / f"{module}.py").write_text(f"def mine(backbone, vocab):\n    {body}\n")
+        linecache.checkcache()
+        sys.modules.pop(module, None)
+        made = build.spec(dict(
+            stages=("a",), tokenizer={}, a=dict(
+                objective=dict(factory=f"{module}:mine"), data={}, optimizer={}, schedule={}, batch=1, steps=1
+            ),
+        ), "a")  # fmt: skip
+        return build.identity_of(made)["objective"]["factory"]
+
+    first = of("my_one", "return 1")
+    assert first == of("my_two", "return 1") == of("my_three", "return 1  # one")
+    assert first != of("my_four", "return 2")
 
 
 def test_no_such_stage(folder, tmp_path):
@@ -268,7 +496,7 @@ def test_a_function_stands_where_its_import_path_may(folder, tmp_path):
     written = json.loads(json.dumps(mine.provenance | dict(identity=mine.identity)))
     assert written["config"]["pretrain"]["objective"] == dict(factory="notebook:mine", rate=0.2)
     was = written["identity"]["objective"]["factory"]
-    assert was.startswith("notebook:mine (source ")
+    assert was.startswith("mine (source ")
     assert made(defined(MINE)).identity["objective"]["factory"] == was
     assert made(defined(MINE.replace("0.3", "0.4"))).identity["objective"]["factory"] != was
     exec(MINE, names := {"__name__": "typed"})  # a function whose source is not kept has its name
@@ -279,7 +507,7 @@ def test_a_function_stands_where_its_import_path_may(folder, tmp_path):
 def test_rows_and_views_may_be_functions_too(folder, tmp_path):
     config = changed(config_of(folder), "pretrain.data.factory", pack_documents)
     stage = build.stage(changed(config, "pretrain.view", build.training.identity), "pretrain", tmp_path)
-    assert stage.identity["data"]["factory"].startswith("train.data.rows:pack_documents (source ")
+    assert stage.identity["data"]["factory"] == "train.data.rows:pack_documents"  # ours, as by its path
     assert stage.view is build.training.identity
     by_path = build.stage(config_of(folder), "pretrain", tmp_path).rows
     np.testing.assert_array_equal(stage.rows.read(np.arange(9))["tokens"], by_path.read(np.arange(9))["tokens"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from train import checkpoint, sharding
-from train.carry import KEEP_BACKBONE, carry, reading, summary
+from train.carry import KEEP_BACKBONE, carry, plan, reading, summary
 from train.state import TrainState
 
 OLD = {
@@ -99,5 +99,18 @@ def test_what_does_not_fit_lists_both_trees():
         ValueError, match=r"(?s)\(7, 2\).*\(4, 2\).*the checkpoint holds:.*mlm/bias.*new tree is:.*classify"
     ):
         carry(OLD, new(positions=7))
-    with pytest.raises(ValueError, match="which the checkpoint does not have"):
-        carry({"mlm": OLD["mlm"]}, new())
+    with pytest.raises(ValueError, match="backbone/layers/w should come from backbone/layers/w, which the checkpoint"):
+        carry({"backbone": {"embed": OLD["backbone"]["embed"]}}, new())
+
+
+def test_a_decoder_asked_of_an_encoder():
+    """Said in a line, not in one for each leaf."""
+    fresh = new() | {"seq2seq": {"decoder": {"w": jnp.zeros((2, 2)), "v": jnp.zeros(2)}}}
+    with pytest.raises(ValueError, match=r"2 leaves should come from seq2seq/, .* holds backbone, mlm alone"):
+        plan(OLD, fresh, [*KEEP_BACKBONE, ("(seq2seq/.*)", r"\1")])
+
+
+def test_what_both_have_and_no_rule_takes_is_told():
+    old = OLD | {"seq2seq": {"w": np.ones(2)}}
+    _, report = carry(old, new() | {"seq2seq": {"w": jnp.zeros(2)}})
+    assert r"1 leaves are fresh and dropped at once: carry.rules with ('(seq2seq/.*)', '\\1')" in summary(report)

@@ -17,13 +17,14 @@ _NO_BREAK = "\u00a0"
 def conll_rows(file: Path, names: Collection[str], tell: Tell = nobody, *, tag: int, delimiter: str) -> Rows:
     """A word a line, in its first column, its tag in column `tag` from 0; a blank line between sentences."""
 
-    def parse(line: str) -> tuple[str, str]:
+    def parse(line: str) -> tuple[str, str] | None:
         fields = line.split(delimiter)
         if len(fields) <= tag:
             raise ValueError(
                 f"found {len(fields)} fields, expected a tag in column {tag}; check tag= and delimiter={delimiter!r}"
             )
-        return fields[0], fields[tag]
+        # CoNLL-2003 marks where a document begins by a line that is no word
+        return None if fields[0] == "-DOCSTART-" else (fields[0], fields[tag].strip())
 
     return _sentences(file, tell, parse)
 
