@@ -11,6 +11,12 @@ objectives/README.md; the second is one of those trainings. After the colon come
     steps      of 32 rows of 128 tokens (default: 2500)
     seed       (default: 0)
 
+PMI-masking is mlm-word with a list of what goes together, made of the rows:
+
+    python -m train.data.collocations runs/compare/data/DIR --tokenizer=runs/compare/mlm_tiny_1250_0 --out=ngrams.txt
+    python -m train --workdir=runs/pmi --config=configs/compare_objectives.py:objective=mlm-word,steps=1250 \\
+      --config.pretrain.objective.unit=ngram --config.pretrain.objective.ngrams=ngrams.txt
+
 `$ROOTSTOCK_DATA` names a folder with `pretrain/wiki_train.jsonl.gz` and `pretrain/wiki_valid.jsonl.gz` (field `text`).
 """
 
@@ -22,6 +28,7 @@ _NSP, _SOP = dict(factory="objectives.pairs:nsp"), dict(factory="objectives.pair
 OBJECTIVES: dict[str, dict] = {
     "mlm": _MLM,
     "mlm-bert": dict(factory="objectives.mlm:mlm"),
+    "mlm-word": _MLM | dict(unit="word"),
     "mlm-span": _MLM | dict(unit="span"),
     "mlm-boundary": _MLM | dict(unit="span", boundary=1.0),
     "mlm-falling": _MLM | dict(rate=(0.3, 0.15)),  # over the whole run

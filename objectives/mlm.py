@@ -52,7 +52,8 @@ def mlm(
         `ngrams`, and else words). A segment that is one unit, as a short one of a span may be, is hidden whole, or not.
       ngrams: for unit="ngram", n-grams of token ids, or a file with one a line, its ids parted by spaces. Found from
         left to right, the longest first, where they are whole words; collocations by their pointwise mutual
-        information make the PMI-masking of Levine et al. 2020 (https://arxiv.org/abs/2010.01825, section 3).
+        information, as `train.data.collocations` lists those of prepared rows, make the PMI-masking of Levine et al.
+        2020 (https://arxiv.org/abs/2010.01825, section 3).
       capacity: positions a row that reach the vocabulary, as a share of the row; None is room enough that a surplus
         is rare. A surplus stays unmasked, in whole units, and is counted in the metric `surplus`.
       tied, softcap, activation: see `model.heads.mlm_head`.

@@ -398,10 +398,7 @@ def _one(folder: Path, args: Any) -> dict[str, Any]:
     from train.data.prepare import parse_source
 
     shards.manifest(folder)  # before anything is read
-    places = [args.tokenizer] if args.tokenizer else [folder, folder.parent.parent]
-    kept = next((place for place in places if args.tokenizer or tokenizers.find(place)), None)
-    if kept is None:
-        raise ValueError(f"neither {folder} nor {folder.parent.parent} keeps a tokenizer; give --tokenizer")
+    kept = args.tokenizer or tokenizers.beside(folder)
     source, against = (parse_source(given) if given else None for given in (args.source, args.against))
     report = examine(folder, tokenizers.load(kept), source, against, args.sample)
     (folder / "doctor.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

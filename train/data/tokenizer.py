@@ -179,6 +179,14 @@ def find(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
+def beside(rows: Path) -> Path:
+    """The folder that keeps the tokenizer of prepared rows: their own, or their workdir. Raises ValueError for none."""
+    for place in (rows, rows.resolve().parent.parent):
+        if find(place) is not None:
+            return place
+    raise ValueError(f"neither {rows} nor {rows.resolve().parent.parent} keeps a tokenizer; give --tokenizer")
+
+
 def save(tokenizer: Tokenizer, folder: Path) -> Path:
     """Writes the tokenizer's file to a folder, made where absent; whole or not at all."""
     name, content = tokenizer.file
