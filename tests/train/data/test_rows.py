@@ -246,6 +246,19 @@ def test_pairs_that_share_a_row_are_of_different_documents():
     assert all((again[k] == rows[k]).all() for k in rows)
 
 
+# words of a sentence: two cuts are equally near the middle, or there is none
+@pytest.mark.parametrize("words, longest", [(1, 20), (2, 17), (90, 20)])
+def test_lengths_do_not_tell_which_span_is_first(words, longest):
+    """Where the spans cannot be alike, the first is the longer as often as the second."""
+    texts = ["\n".join(" ".join("7" for _ in range(words)) for _ in range(n)) for n in range(40, 80)]
+    arrays = pair_sentences(records(texts), Numbers(), 24, 1, longest).arrays
+    second = ((arrays["types"] == 1) & (arrays["segments"] > 0)).sum(1) - 1  # less their special tokens
+    first = ((arrays["types"] == 0) & (arrays["segments"] > 0)).sum(1) - 2
+    unlike = first != second
+    assert unlike.sum() > 30
+    assert abs((first > second)[unlike].mean() - 0.5) < 0.12
+
+
 def test_pairs_of_sentences():
     text = "5 6 7\n8 9\n10 11 12 13\n14"
     rows = pair_sentences(records([text, "15"]), Numbers(), 12)
