@@ -72,7 +72,7 @@ def mlm_head(
     return parts.part(_MlmHead(cfg, tied, softcap, activation), x, tokens)
 
 
-_FEW, _PARTS = 32, 16  # places of a row that are worth a part of their own; parts at most
+_FEW, _PARTS = 32, 8  # places of a row that are worth a part of their own; parts at most
 
 
 def score_words(
@@ -85,8 +85,9 @@ def score_words(
     """`of(logits(hidden) [B, P, V], labels)`, arrays [B, P]: by default -log p(label) and whether it scores highest.
 
     Where the backbone's `remat` asks for memory rather than speed, a part of each row's places at a time, and once more
-    in the backward pass: at most a sixteenth of the logits, which of all places are the largest array of a step, is
-    there at once. The cost is one product with the vocabulary in four.
+    in the backward pass: of P places P / 32 parts, eight at most, so that of rows of 256 and more an eighth of the
+    logits, which of all places are the largest array of a step, is there at once. The cost is one product with the
+    vocabulary in four, and on several devices the head's gradient is added over them once a part.
     """
     B, P = labels_BP.shape
     n = min(_PARTS, P // _FEW)

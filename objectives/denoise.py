@@ -75,8 +75,6 @@ def denoise(
     absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
-        if shuffle and window > row["tokens"].size:
-            raise ValueError(f"{name} window={window} does not fit rows of {row['tokens'].size} tokens")
         key = random.fold(key, name)
         tokens_L, ids_L, ordinary_L = row["tokens"], random.tokens(row), ordinary(row, vocab)
         new_L = tokens_L

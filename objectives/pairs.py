@@ -13,12 +13,12 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     """Next-sentence prediction (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 3.1, task 2): the mean
     over pairs of -log p(label | A, B), by a softmax of BERT's pooler.
 
-    Rows hold pairs packed, as `train.data.rows:pair_sentences` with `segments` makes them. Of the n pairs of a row
-    `rate` * n, rounded at random, are drawn to lose their second spans and pass them on, each to the next: never one
-    alone, and none in a row of one pair, but `rate` of all others. All second spans of a row lose tokens at their end
-    until they are as long as its shortest, drawn or not, so that lengths tell nothing (the paper draws other texts to
-    one length). With whom a pair changes hangs on how pairs are packed (`pair_sentences` puts those of a document in
-    different rows): this objective is exempt from invariance to packing.
+    Rows hold pairs packed, as `train.data.rows:pair_sentences` with `segments` makes them. The pairs of a row whose
+    second spans are nearest in length make couples (the last of an odd number three), and each couple exchanges its
+    second spans with probability `rate`. Exchanged or not, these lose tokens at their end until they are as long as
+    their couple's shortest, so that lengths tell nothing (the paper draws other texts to one length). A pair that has a
+    row to itself, or no second span, counts for nothing. With whom a pair changes hangs on how pairs are packed
+    (`pair_sentences` puts those of a document in different rows): this objective is exempt from invariance to packing.
 
     A corrupted row holds the new `tokens`, `segments`, `positions` and `types`, and under `name` `label` int32 [S], 0
     where the second span follows the first and 1 where it does not.
@@ -39,31 +39,32 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
                 f"{name} joins the spans of any two pairs of a row, and these may have up to {row['tokens'].shape[0]} "
                 f"tokens together: more than the backbone's max_length={backbone.config.max_length}"
             )
+        key, ids_S = random.fold(key, name), random.segments(row)
         first_S, second_S = lengths(row)
-        changed_S = _drawn(random.fold(key, name), row, second_S > 0, rate)
-        # the next that is drawn, round the row: the least distance from each to one of them
-        S = len(first_S)
-        distance_SS = (jnp.arange(S)[None] - jnp.arange(S)[:, None] - 1) % S + 1
-        next_S = jnp.where(changed_S[None], distance_SS, S + 1).argmin(-1)
-        source_S = jnp.where(changed_S, next_S, jnp.arange(S))
-        row = _joined(row, first_S, second_S, source_S, vocab.pad)
-        return row | {name: dict(label=changed_S.astype(jnp.int32), there=(second_S > 0).astype(jnp.float32))}
+        there_S = second_S > 1  # a [SEP] alone is no span
+        next_S, shortest_S = _couples(second_S, there_S, random.uniform(random.fold(key, "couple"), ids_S))
+        counted_S = there_S & (there_S.sum() > 1)
+        # one draw for all of a couple
+        changed_S = counted_S & (ops.take(random.uniform(key, ids_S), shortest_S) < rate)
+        source_S = jnp.where(changed_S, next_S, jnp.arange(len(ids_S)))
+        kept_S = jnp.where(counted_S, ops.take(second_S, shortest_S), second_S)
+        row = _joined(row, first_S, second_S, source_S, kept_S, vocab.pad)
+        return row | {name: dict(label=changed_S.astype(jnp.int32), there=counted_S.astype(jnp.float32))}
 
     return _binary(backbone, name, corrupt, dropout)
 
 
-def _drawn(key: Array, row: dict, there_S: Array, rate: float) -> Array:
-    """bool [S]: of the n pairs that are there rate * n on average, each as likely, and never one alone; for n of 2 or
-    more that is what it takes.
+def _couples(second_S: Array, there_S: Array, luck_S: Array) -> tuple[Array, Array]:
+    """int32 [S], twice: the next pair in each pair's couple, of three round it, and the couple's pair with the shortest
+    second span. Neighbours in the order of length make a couple, the last of an odd number with the two before it.
     """
-    ids_S = random.segments(row)
-    n = there_S.sum()
-    wanted = rate * n
-    luck = random.uniform(random.fold(key, "count"), ids_S)[0]
-    count = jnp.where(wanted < 2, 2 * (luck < wanted / 2), jnp.floor(wanted + luck))
-    order_S = jnp.argsort(jnp.where(there_S, random.uniform(key, ids_S), 2.0))
-    place_S = jnp.zeros_like(order_S).at[order_S].set(jnp.arange(len(order_S)))
-    return there_S & (place_S < jnp.where(n > 1, count, 0))
+    S, n = len(second_S), there_S.sum()
+    order_S = jnp.lexsort((luck_S, jnp.where(there_S, second_S, jnp.iinfo(second_S.dtype).max)))
+    place_S = jnp.zeros_like(order_S).at[order_S].set(jnp.arange(S))
+    couple_of = lambda place_S: jnp.minimum(place_S // 2, jnp.maximum(n // 2 - 1, 0))
+    shortest_S = jnp.minimum(2 * couple_of(place_S), S - 1)
+    inside_S = (place_S + 1 < n) & (couple_of(place_S + 1) == couple_of(place_S))
+    return ops.take(order_S, jnp.where(inside_S, place_S + 1, shortest_S)), ops.take(order_S, shortest_S)
 
 
 def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float = 0.1, name: str = "sop") -> Objective:
@@ -81,7 +82,8 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         first_S, second_S = lengths(row)
         luck_S = random.uniform(random.fold(key, name), random.segments(row))
-        changed_S = (luck_S < rate) & (second_S > 0)
+        there_S = second_S > 1  # a [SEP] alone is no span
+        changed_S = (luck_S < rate) & there_S
         index_L = jnp.maximum(row["segments"] - 1, 0)
         first_L, second_L, changed_L = (ops.take(x, index_L) for x in (first_S - 1, second_S, changed_S))
         at_L = row["positions"] - 1  # among the two spans, each with its [SEP]; the [CLS] stays
@@ -90,7 +92,7 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
         place_L = jnp.arange(at_L.size)
         tokens_L = ops.take(row["tokens"], jnp.where(moves_L, place_L - at_L + from_L, place_L))
         types_L = jnp.where(moves_L, (at_L >= second_L).astype(row["types"].dtype), row["types"])
-        mine = dict(label=changed_S.astype(jnp.int32), there=(second_S > 0).astype(jnp.float32))
+        mine = dict(label=changed_S.astype(jnp.int32), there=there_S.astype(jnp.float32))
         return row | {"tokens": tokens_L, "types": types_L, name: mine}
 
     return _binary(backbone, name, corrupt, dropout)
@@ -104,20 +106,19 @@ def lengths(row: dict) -> tuple[Array, Array]:
     return of_SL.sum(-1) - second_S, second_S
 
 
-def _joined(row: dict, first_S: Array, second_S: Array, source_S: Array, pad: int) -> dict:
-    """The row with each pair's second span taken from pair `source_S`, which is a permutation, each as long as the
-    shortest: the last token, its [SEP], stays.
+def _joined(row: dict, first_S: Array, second_S: Array, source_S: Array, kept_S: Array, pad: int) -> dict:
+    """The row with each pair's second span taken from pair `source_S`, which is a permutation: of its tokens the first
+    `kept_S` less one, and the last, [SEP].
     """
     L, S = row["tokens"].shape[0], len(first_S)
     start_S = jnp.argmax(row["segments"][None] == jnp.arange(1, S + 1)[:, None], -1)  # where each begins, as it is
-    taken_S = jnp.minimum(second_S, jnp.where(second_S > 0, second_S, L).min())
-    ends_S = jnp.cumsum(first_S + taken_S)
+    ends_S = jnp.cumsum(first_S + kept_S)
     place_L = jnp.arange(L)
     in_L = jnp.minimum((place_L[:, None] >= ends_S[None]).sum(-1), S - 1)  # the pair that lies there now
-    at_L = place_L - ops.take(ends_S - first_S - taken_S, in_L)
+    at_L = place_L - ops.take(ends_S - first_S - kept_S, in_L)
     from_L = ops.take(source_S, in_L)
     first_L = ops.take(first_S, in_L)
-    ends_L = at_L == first_L + ops.take(taken_S, in_L) - 1
+    ends_L = at_L == first_L + ops.take(kept_S, in_L) - 1
     second_L = ops.take(start_S + first_S, from_L) + jnp.where(ends_L, ops.take(second_S, from_L) - 1, at_L - first_L)
     old_L = jnp.where(at_L < first_L, ops.take(start_S, in_L) + at_L, second_L)
     there_L = place_L < ends_S[-1]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,9 @@ def plain(config: Any) -> Any:
     """A config as plain dicts, tuples and values."""
     if isinstance(config, Mapping) or hasattr(config, "items"):
         return {k: plain(v) for k, v in config.items()}
-    return tuple(plain(v) for v in config) if isinstance(config, list | tuple) else config
+    if isinstance(config, list | tuple):
+        return tuple(plain(v) for v in config)
+    return config.item() if isinstance(config, np.generic) else config
 
 
 def stages(config: dict) -> tuple[str, ...]:
@@ -255,15 +257,29 @@ def _check_types(factory: Callable, keys: dict, where: str) -> None:
     """Raises ValueError for a key whose value is not of the type that the factory is annotated with."""
     from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-    hints = get_type_hints(vars(factory)["__init__"] if isinstance(factory, type) else factory)
-    for key, value in keys.items():
-        if key not in hints or isinstance(value, dict):  # nested sections are what they make
-            continue
+    def fits(value: Any, kind: Any) -> bool:
         try:
-            check_type(value, hints[key], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:
-            kind = inspect.formatannotation(hints[key]).replace("collections.abc.", "")
-            raise ValueError(f"{where}.{key}={value!r}: {path_of(factory)} takes {kind}") from None
+            return False
+        return True
+
+    parameters = inspect.signature(factory).parameters
+    for key, value in keys.items():
+        parameter = parameters.get(key)
+        if parameter is None or isinstance(value, dict):  # nested sections are what they make
+            continue
+        kind = parameter.annotation
+        # an annotation may be text that means something to its author alone; a default is right in any case
+        if kind is parameter.empty or isinstance(kind, str) or value is parameter.default:
+            continue
+        if not fits(value, kind) and not fits(_lists(value), kind):  # a config's lists are tuples here
+            said = inspect.formatannotation(kind).replace("collections.abc.", "")
+            raise ValueError(f"{where}.{key}={value!r}: {path_of(factory)} takes {said}")
+
+
+def _lists(value: Any) -> Any:
+    return list(map(_lists, value)) if isinstance(value, tuple) else value
 
 
 def call(section: dict, where: str, **given: Any) -> Any:
@@ -475,7 +491,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
         some = table(held).read(np.unique(np.linspace(0, len(held) - 1, _LOOKED_AT).astype(np.int64)))
         check_needs(objective, some, f"{name}.{where}", scored=where != "data")
         check_length(bb, table(held), f"{name}.{where}")
-        check_contents(bb, objective, some, f"{name}.{where}", classes)
+        check_contents(bb, objective, some, f"{name}.{where}", classes, scored=where != "data")
         if (looks := tuple((k, x.shape[1:], x.dtype.name) for k, x in sorted(some.items()))) not in traced:
             check_trace(made, f"{name}.{where}", bb, objective, some)
         traced.add(looks)
@@ -517,16 +533,22 @@ _NEEDS = {
 
 
 def check_contents(
-    bb: Backbone, objective: Objective, some: Mapping[str, Any], where: str, classes: Sequence[Any]
+    bb: Backbone,
+    objective: Objective,
+    some: Mapping[str, Any],
+    where: str,
+    classes: Sequence[Any],
+    scored: bool = False,
 ) -> None:
-    """Raises ValueError where rows hold what would train nothing, or what is none of the model's; `some` are looked at.
+    """Raises ValueError where rows hold what would train nothing, what is none of the model's or, if `scored`, what no
+    score could be of; `some` are looked at.
 
     classes: of each objective, their number or names, None where it has none.
     """
     second_NS = None
     if "types" in some:
         most = int(some["types"].max(initial=0))
-        if 0 < bb.config.types <= most:
+        if 1 < bb.config.types <= most:  # a table of one row is every token's
             raise ValueError(
                 f"{where}: these rows have types up to {most}, and the backbone embeds types={bb.config.types}: set "
                 f"backbone types={most + 1}, or 0 for none"
@@ -544,6 +566,14 @@ def check_contents(
                 f"{where}: {part.name} chooses the texts that have a label above 0, and in the {len(some['labels'])} "
                 "rows looked at there is none"
             )
+        if scored and {"pearson", "spearman"} & {*part.scores} and "group" in some:
+            group = some["group"]
+            ranked = (group[:, 1:] == group[:, :-1]) & (group[:, 1:] > 0)
+            if ranked.any() and len(np.unique(some["labels"][:, 1:][ranked])) < 2:
+                raise ValueError(
+                    f"{where}: {part.name} correlates its numbers with labels, and in the {len(group)} rows looked at "
+                    "these are all alike: name their column by the source's label=, or rank, as by mrr"
+                )
         known = len(names) if isinstance(names, tuple) else names
         if known is None or part.truth not in some or not np.issubdtype(some[part.truth].dtype, np.integer):
             continue

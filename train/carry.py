@@ -149,10 +149,12 @@ def summary(report: Sequence[Line]) -> str:
     for line in report:
         counts[line.what] += int(np.prod(line.shape or line.came_as))
     total = ", ".join(f"{n:,} parameters {what}" for what, n in counts.items() if n)
-    both = {line.path for line in report if line.what == "fresh"} & {
-        line.path for line in report if line.what == "dropped"
-    }
+    shapes = {line.path: line.came_as for line in report if line.what == "dropped"}
+    both = [line.path for line in report if line.what == "fresh" and shapes.get(line.path) == line.shape]
     if both:  # as a decoder, which both stages have
-        rule = (f"({min(both).split('/')[0]}/.*)", r"\1")
-        rows.append(f"  {len(both)} leaves are fresh and dropped at once: carry.rules with {rule} would take them")
+        owners = "|".join(sorted({"backbone", *(path.split("/")[0] for path in both)}))
+        rows.append(
+            f'  {len(both)} leaves are fresh and dropped at once: rules=((r"(({owners})/.*)", r"\\1"),) of carry would '
+            "take them"
+        )
     return "\n".join([*rows, f"  {total}"])

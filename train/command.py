@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -41,10 +42,10 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
         try:
             return flags.FLAGS(argv)
         except KeyError as error:
-            key, _, hint = str(error.args[0]).partition("\n")
-            if not hint:
+            if not _of_ml_collections(error):
                 raise  # the config file's own
-            sys.exit(f"error: the config has no section {key} to set a key of; {hint}")
+            key, _, hint = str(error.args[0]).partition("\n")
+            sys.exit(f"error: the config has no section {key} to set a key of; {hint or 'add it to the file'}")
         except OSError as error:
             sys.exit(_unreadable(error))
         except flags.Error as error:  # that a config file raises comes with its traceback, as text
@@ -66,6 +67,11 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
             sys.exit(f"error: {error}")
 
     app.run(start, flags_parser=parse)
+
+
+def _of_ml_collections(error: BaseException) -> bool:
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return "ml_collections" in frames[-1]
 
 
 def _unreadable(error: OSError) -> str:

@@ -239,7 +239,7 @@ def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queri
         count = len(classes) or int(max(true.max(), found.max())) + 1
         average = "binary" if count <= 2 else "macro"
         return float(metrics.f1_score(true, found, average=average, zero_division=0.0))
-    if true.shape[1] == 1:  # which scikit-learn takes for two classes
+    if true.ndim == 2 and true.shape[1] == 1:  # which scikit-learn takes for two classes
         true, found = true[:, 0], found[:, 0]
         return float(metrics.f1_score(true, found, zero_division=0.0))
     return float(metrics.f1_score(true, found, average=name.removeprefix("f1_"), zero_division=0.0))

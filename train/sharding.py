@@ -59,10 +59,11 @@ def make_mesh(shape: dict[str, int], devices: list | None = None) -> Mesh:
         shape = {name: len(devices) // known if n == -1 else n for name, n in shape.items()}
     if math.prod(shape.values()) != len(devices):
         wanted = ", ".join(f"{name}={n}" for name, n in shape.items())
+        n, cpu = abs(math.prod(shape.values())), devices[0].platform == "cpu"
         raise ValueError(
             f"the mesh {wanted} needs {abs(math.prod(shape.values()))} devices, and there are {len(devices)}: change "
-            f"mesh in the config, or see a larger one with `python -m launch.plan`; JAX_NUM_CPU_DEVICES="
-            f"{abs(math.prod(shape.values()))} before the command simulates as many on a CPU"
+            f"mesh in the config, or see a larger one with `python -m launch.plan`"
+            + (f"; JAX_NUM_CPU_DEVICES={n} before the command simulates as many" if len(devices) < n and cpu else "")
         )
     # Auto: under the default, Explicit, a sharding constraint is an assertion
     types = (AxisType.Auto,) * len(shape)

@@ -17,6 +17,7 @@ from model.backbone import backbone
 from model.config import sized
 from objectives.choose import choose
 from objectives.classify import classify
+from objectives.contrastive import contrastive
 from objectives.mlm import mlm
 from objectives.tag import tag
 from objectives.types import Objective, Sums, Term
@@ -128,7 +129,6 @@ def changed(config: dict, path: str, value) -> dict:
             dict(factory="objectives.seq2seq:bart", permute=1.0, sentence=50),
             "spans of 50 tokens that change places do not fit rows of 32",
         ),
-        ("pretrain.objective", dict(factory="objectives.denoise:denoise", window=50), "window=50 does not fit rows of"),
         (
             "pretrain.objective",
             dict(factory="objectives.denoise:denoise", mask=0.0, replace=0.0, shuffle=0.0),
@@ -266,21 +266,41 @@ def test_pairs_of_which_none_has_a_second_text(tmp_path, make):
 
 
 def test_contents_that_train_nothing_or_are_none_of_the_models(vocab):
-    bb = backbone(sized("tiny", V=61, D=16, heads=2, types=1, max_length=64))
+    bb = backbone(sized("tiny", V=61, D=16, heads=2, types=2, max_length=64))
     rows = pack([[5, 0, 9], [1]], 48, 3)
     look = lambda objective, classes=None, rows=rows, bb=bb: build.check_contents(
         bb, objective, rows, "dev", [classes] if not isinstance(classes, list) else classes
     )
-    with pytest.raises(ValueError, match="dev: these rows have types up to 1, and the backbone embeds types=1"):
-        look(classify(bb, vocab, classes=3), 3)
-    bb = backbone(sized("tiny", V=61, D=16, heads=2, max_length=64))
-    look(classify(bb, vocab, classes=3), 3, bb=bb)
+    with pytest.raises(ValueError, match="dev: these rows have types up to 2, and the backbone embeds types=2"):
+        look(classify(bb, vocab, classes=3), 3, rows=rows | {"types": 2 * rows["types"]})
+    one = backbone(sized("tiny", V=61, D=16, heads=2, types=1, max_length=64))  # as RoBERTa, which reads pairs too
+    for bb in (one, backbone(sized("tiny", V=61, D=16, heads=2, max_length=64))):
+        look(classify(bb, vocab, classes=3), 3, bb=bb)
     with pytest.raises(ValueError, match="dev: these rows have class 2, counted from 0, and classify has 2 classes"):
         look(classify(bb, vocab, classes=2), 2, bb=bb)
     with pytest.raises(ValueError, match="dev: these rows have class 2, counted from 0, and tag has 2 classes"):
         look(tag(bb, vocab, classes=("a", "b")), ("a", "b"), bb=bb)
     with pytest.raises(ValueError, match="dev: choose chooses the texts that have a label above 0"):
         look(choose(bb, vocab), rows=rows | {"labels": 0 * rows["labels"]}, bb=bb)
+    alike = rows | {"labels": np.ones_like(rows["labels"])}
+    with pytest.raises(
+        ValueError, match=r"dev: contrastive correlates its numbers with labels, .* these are all alike"
+    ):
+        build.check_contents(bb, contrastive(bb, vocab, scores=("spearman",)), alike, "dev", [None], scored=True)
+
+
+def _nothing(backbone, vocab, *, sizes: list[int] = None, texts: "B L D" = (), rate: float = 0.1):  # noqa: F722, RUF013
+    raise AssertionError("not called")
+
+
+@pytest.mark.parametrize("keys", [dict(sizes=[1, 2]), dict(sizes=None), dict(texts=3), dict(rate=np.float32(0.5))])
+def test_values_that_fit_their_annotations_or_have_none_to_fit(keys):
+    build.bind(build.plain(dict(factory=_nothing) | keys), "here", "backbone", "vocab")
+
+
+def test_a_list_of_other_things():
+    with pytest.raises(ValueError, match=r"here.sizes=\('a',\): .*:_nothing takes list\[int\]"):
+        build.bind(build.plain(dict(factory=_nothing, sizes=["a"])), "here", "backbone", "vocab")
 
 
 def _objective(**changes):

@@ -112,5 +112,13 @@ def test_a_decoder_asked_of_an_encoder():
 
 def test_what_both_have_and_no_rule_takes_is_told():
     old = OLD | {"seq2seq": {"w": np.ones(2)}}
-    _, report = carry(old, new() | {"seq2seq": {"w": jnp.zeros(2)}})
-    assert r"1 leaves are fresh and dropped at once: carry.rules with ('(seq2seq/.*)', '\\1')" in summary(report)
+    fresh = new() | {"seq2seq": {"w": jnp.zeros(2)}}
+    _, report = carry(old, fresh)
+    rules = (((r"((backbone|seq2seq)/.*)"), r"\1"),)
+    said = r'1 leaves are fresh and dropped at once: rules=((r"((backbone|seq2seq)/.*)", r"\1"),) of carry'
+    assert said in summary(report)
+    _, report = carry(old, fresh, rules)  # as it says
+    assert {line.what for line in report if line.path.split("/")[0] in ("backbone", "seq2seq")} == {"taken"}
+    assert "at once" not in summary(report)
+    _, report = carry(old, new() | {"seq2seq": {"w": jnp.zeros(3)}})  # of another shape, which no rule could take
+    assert "at once" not in summary(report)

@@ -88,7 +88,8 @@ def text_groups(
     if labels and len(labels) != len(groups):
         raise ValueError(f"{len(labels)} of {len(groups)} records have a label; expected all of them or none")
     if not labels and not joined:
-        labels = [(np.arange(len(group)) == 1).astype(np.float32) for group in groups]
+        kind = np.float32 if classes is None else np.int32
+        labels = [(np.arange(len(group)) == 1).astype(kind) for group in groups]
 
     counts = np.array([len(group) for group in groups])
     lengths = np.array([sum(len(ids) for ids, _ in group) for group in groups])
