@@ -8,8 +8,8 @@ other pairs of the batch are not (objectives.contrastive, positives="group"). `d
 that are read together with the query, by a cross-encoder, are configs/finetune_choice.py with `rank`.
 
 Seen, seed 0, the whole run (1,133 steps, 14 minutes of two CPU cores that did other things as well): recall@1 98.5 %,
-recall@10 99.9 %, MRR .990, nDCG@10 .992; after 200 steps recall@1 94.1 %. (Of step 500 each caption embedded in a row of
-its own, and numpy's product of all with all: 97.1 %.)
+recall@10 99.9 %, MRR .990, nDCG@10 .992; after 200 steps recall@1 94.1 %. (At step 500, by each caption in a row of its
+own and numpy's product of all with all, it was 97.1 %.)
 
 ROOTSTOCK_DATA holds multi30k/{train,val}.{en,de}.gz, a caption a line (Elliott et al. 2016,
 https://arxiv.org/abs/1605.00459). Another file of queries and documents is train.data.source:jsonl with text=, pair=,
