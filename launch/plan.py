@@ -87,14 +87,14 @@ def plan(config: Any, name: str, mesh: str | None = None, memory: str | None = N
 
 def _offline(config: dict, name: str, made: Any, mesh: Any) -> tuple[Any, dict]:
     """(Stage without rows or devices, the shapes of its batch)."""
-    from train import build
+    from train import build, checks
     from train import step as training
     from train.stage import Stage
 
     vocab = build.stand_in_vocab(config)
     batch = build.example_batch(made, name, vocab)
     bb, objective = build.model(made, name, vocab, mesh)
-    build.check_needs(objective, batch, f"{name}.data")
+    checks.needs(objective, batch, f"{name}.data")
     # where the config gives epochs: more than any warmup asks for, since only shapes come of it
     steps = made.steps if made.steps is not None else 10**9
     schedule, optimizer, learned = build.optimization(made, name, bb, objective, steps)

@@ -13,27 +13,25 @@ import os
 import re
 import textwrap
 import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import partial_eval
 
 from model import random
 from model.backbone import backbone
 from model.config import BackboneConfig, sized
-from model.types import Backbone, Encoded
+from model.types import Backbone
 from objectives.mixture import mix
-from objectives.types import Objective, Ratio, Sums, Term, Vocab
-from train import checkpoint, evaluate, sharding, tree
+from objectives.types import Objective, Vocab
+from train import checkpoint, checks, sharding, tree
 from train import step as training
-from train.data.layout import LAYOUTS, PER_TOKEN
-from train.data.table import Table, table
+from train.data.layout import LAYOUTS
+from train.data.table import table
 from train.stage import Carry, Stage
 
 # what an objective's key in the params or in a row cannot be
@@ -359,23 +357,11 @@ def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Obj
                 f"{name}.objective: the name {part.name!r} is that of something else in a batch or in the params, or "
                 "has a blank or a slash in it; take another"
             )
-        check_axes(part)
+        checks.axes(part)
     if "mixture" not in made.objective:
         return bb, parts[0][1]
     how = {k: v for k, v in made.objective.items() if k != "mixture"}
     return bb, mix(*parts, backbone=bb, **how)
-
-
-def check_axes(part: Objective) -> None:
-    """Raises ValueError where an objective's axes do not name those of its params."""
-    made = tree.leaves(jax.eval_shape(part.init, jax.eval_shape(random.generator, 0)))
-    said = tree.leaves(part.axes, is_leaf=tree.is_axes)
-    if {k: x.ndim for k, x in made.items()} != {k: len(names) for k, names in said.items()}:
-        raise ValueError(
-            f"{part.name}: init makes {', '.join(f'{k} {x.shape}' for k, x in made.items()) or 'no params'}, and axes "
-            f"names {', '.join(f'{k} {names}' for k, names in said.items()) or 'none'}; expected a name for each axis "
-            "of each, as embed or vocab, see train.sharding"
-        )
 
 
 def _objectives(section: dict, where: str) -> Iterator[tuple[str, float, dict]]:
@@ -489,11 +475,11 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     traced = set()
     for where, held in {"data": data, **{f"evals.{k}": v for k, v in evals.items()}}.items():
         some = table(held).read(np.unique(np.linspace(0, len(held) - 1, _LOOKED_AT).astype(np.int64)))
-        check_needs(objective, some, f"{name}.{where}", scored=where != "data")
-        check_length(bb, table(held), f"{name}.{where}")
-        check_contents(bb, objective, some, f"{name}.{where}", classes, scored=where != "data")
+        checks.needs(objective, some, f"{name}.{where}", scored=where != "data")
+        checks.length(bb, table(held), f"{name}.{where}")
+        checks.contents(bb, objective, some, f"{name}.{where}", classes, scored=where != "data")
         if (looks := tuple((k, x.shape[1:], x.dtype.name) for k, x in sorted(some.items()))) not in traced:
-            check_trace(made, f"{name}.{where}", bb, objective, some)
+            checks.trace(shapes(bb, objective), made.batch, f"{name}.{where}", bb, objective, some)
         traced.add(looks)
     source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
     identity = identity_of(made) | {"sources": source_of}
@@ -505,153 +491,6 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
         save_every=made.save_every, keep=made.keep, best=made.best, patience=made.patience, identity=identity,
         provenance=origin(config, name, bb.config, tok.vocab),
     )  # fmt: skip
-
-
-def check_needs(objective: Objective, arrays: Mapping[str, Any], where: str, scored: bool = False) -> None:
-    """Raises ValueError where rows of these arrays lack what the objective reads, with its scores if `scored`, or a
-    score is none that there is.
-    """
-    for part in objective.parts or (objective,):
-        for score in part.scores:
-            evaluate.check_score(score)
-        told = (part.truth, *part.scored) if scored and part.scores else ()
-        if missing := [need for need in dict.fromkeys((*part.needs, *told)) if need not in arrays]:
-            raise ValueError(
-                f"{where}: {part.name} reads {', '.join(missing)}, and these rows hold {', '.join(sorted(arrays))}. "
-                + " ".join(_NEEDS[need] for need in missing if need in _NEEDS)
-            )
-
-
-_NEEDS = {
-    "types": "`types` are of pairs: train.data.rows:pair_sentences makes them of documents, label_examples of a source "
-    "that names the column of its second text by pair=.",
-    "labels": "`labels` are of a source that names their column by label=.",
-    "group": "`group` is of train.data.groups:text_groups, from records of several texts.",
-    "tags": "`tags` are of train.data.words:tag_words.",
-    "answers": "`answers` are of train.data.answers:answer_windows.",
-}
-
-
-def check_contents(
-    bb: Backbone,
-    objective: Objective,
-    some: Mapping[str, Any],
-    where: str,
-    classes: Sequence[Any],
-    scored: bool = False,
-) -> None:
-    """Raises ValueError where rows hold what would train nothing, what is none of the model's or, if `scored`, what no
-    score could be of; `some` are looked at.
-
-    classes: of each objective, their number or names, None where it has none.
-    """
-    second_NS = None
-    if "types" in some:
-        most = int(some["types"].max(initial=0))
-        if 1 < bb.config.types <= most:  # a table of one row is every token's
-            raise ValueError(
-                f"{where}: these rows have types up to {most}, and the backbone embeds types={bb.config.types}: set "
-                f"backbone types={most + 1}, or 0 for none"
-            )
-        segments_NSL = some["segments"][:, None] == np.arange(1, some["example"].shape[1] + 1)[None, :, None]
-        second_NS = (segments_NSL & (some["types"] == 1)[:, None]).sum(-1)
-    for part, names in zip(objective.parts or (objective,), classes, strict=True):
-        if "types" in part.needs and second_NS is not None and second_NS.max(initial=0) < 2:  # a [SEP] alone
-            raise ValueError(
-                f"{where}: {part.name} reads pairs, and in the {len(second_NS)} rows looked at each second text is "
-                "empty: see which column the source's pair= names"
-            )
-        if "group" in part.needs and "labels" in part.needs and not (some["labels"] > 0).any():
-            raise ValueError(
-                f"{where}: {part.name} chooses the texts that have a label above 0, and in the {len(some['labels'])} "
-                "rows looked at there is none"
-            )
-        if scored and {"pearson", "spearman"} & {*part.scores} and "group" in some:
-            group = some["group"]
-            ranked = (group[:, 1:] == group[:, :-1]) & (group[:, 1:] > 0)
-            if ranked.any() and len(np.unique(some["labels"][:, 1:][ranked])) < 2:
-                raise ValueError(
-                    f"{where}: {part.name} correlates its numbers with labels, and in the {len(group)} rows looked at "
-                    "these are all alike: name their column by the source's label=, or rank, as by mrr"
-                )
-        known = len(names) if isinstance(names, tuple) else names
-        if known is None or part.truth not in some or not np.issubdtype(some[part.truth].dtype, np.integer):
-            continue
-        found = int(some[part.truth].max(initial=0)) - (part.truth in PER_TOKEN)  # tags are stored as 1 + class
-        if found >= known and some[part.truth].ndim == 2:
-            raise ValueError(
-                f"{where}: these rows have class {found}, counted from 0, and {part.name} has {known} classes: give it "
-                "those that the rows were prepared with"
-            )
-
-
-def check_length(bb: Backbone, held: Table, where: str) -> None:
-    """Raises ValueError where a segment is longer than the backbone has places for; a row may be."""
-    length, most = held.read(np.arange(1))["tokens"].shape[1], bb.config.max_length
-    if length > most and (longest := held.longest) > most:
-        raise ValueError(
-            f"{where}: its longest text has {longest} tokens, and the backbone has max_length={most}: make the rows' "
-            f"length={most}, or `longest` where they take one, or the backbone longer"
-        )
-
-
-def check_trace(made: Spec, where: str, bb: Backbone, objective: Objective, row: Mapping[str, Any]) -> None:
-    """Raises what the objective refuses of rows like this one, before anything compiles. The backbone is left out."""
-    params = shapes(bb, objective)
-
-    def encode(batch, key=None, *, at=None, **how):
-        if how:
-            return bb.encode(params_of["backbone"], batch, key, at=at, **how)
-        places = batch["tokens"] if at is None else at
-        return Encoded(jnp.zeros((*places.shape, bb.config.D), bb.config.dtype))
-
-    params_of: dict = {}
-
-    def traced(params, batch, key, step):
-        params_of["backbone"] = params["backbone"]
-        rows = training.corrupted(batch, key, step, objective)
-        out = objective.loss(params, encode, rows, key, step)
-        if objective.join is not None:
-            _check_outputs(out, objective.name)
-            out = objective.join(params, out, rows)
-        _check_sums(out, objective.name)
-        objective.predict(params, encode, batch)
-        return [term.weight for term in out.terms.values()]
-
-    batch = {k: jax.ShapeDtypeStruct((made.batch, *x.shape[1:]), x.dtype) for k, x in row.items()}
-    step = jax.ShapeDtypeStruct((), np.int32)
-    try:
-        jaxpr = jax.make_jaxpr(traced)(params, batch, jax.eval_shape(random.key, 0), step).jaxpr
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    _, read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    if any(read[: len(jax.tree.leaves(params))]):
-        raise ValueError(
-            f"{objective.name}: the weight of a term depends on params, and must on the batch alone: it divides the "
-            "loss, and no gradient passes it"
-        )
-
-
-def _check_sums(out: Any, name: str) -> None:
-    if not isinstance(out, Sums):
-        raise ValueError(f"{name}: its loss is a {type(out).__name__}; expected objectives.types.Sums")
-    for what, kind, held in (("term", Term, out.terms), ("metric", Ratio, out.metrics)):
-        for key, x in held.items():
-            if not isinstance(x, kind):
-                raise ValueError(f"{name}: its {what} {key!r} is no objectives.types.{kind.__name__}: {x}")
-            if shapes := [np.shape(part) for part in x if np.shape(part)]:
-                raise ValueError(
-                    f"{name}: its {what} {key!r} has arrays of shape {shapes[0]}; expected sums, one number"
-                )
-
-
-def _check_outputs(out: Any, name: str) -> None:
-    for path, x in tree.leaves(out).items():
-        if not np.shape(x)[:1] or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-            raise ValueError(
-                f"{name} has a join, and its loss gives {path or 'an array'} {jnp.result_type(x)}{list(np.shape(x))}; "
-                "expected floats of each row, [B, ...]"
-            )
 
 
 def check_offline(made: Spec, name: str, mesh_shape: dict[str, int]) -> None:

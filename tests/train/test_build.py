@@ -21,7 +21,7 @@ from objectives.contrastive import contrastive
 from objectives.mlm import mlm
 from objectives.tag import tag
 from objectives.types import Objective, Sums, Term
-from train import build
+from train import build, checks
 from train.__main__ import run
 from train.data import tokenizer as tokenizers
 from train.data.loader import Loader
@@ -268,7 +268,7 @@ def test_pairs_of_which_none_has_a_second_text(tmp_path, make):
 def test_contents_that_train_nothing_or_are_none_of_the_models(vocab):
     bb = backbone(sized("tiny", V=61, D=16, heads=2, types=2, max_length=64))
     rows = pack([[5, 0, 9], [1]], 48, 3)
-    look = lambda objective, classes=None, rows=rows, bb=bb: build.check_contents(
+    look = lambda objective, classes=None, rows=rows, bb=bb: checks.contents(
         bb, objective, rows, "dev", [classes] if not isinstance(classes, list) else classes
     )
     with pytest.raises(ValueError, match="dev: these rows have types up to 2, and the backbone embeds types=2"):
@@ -286,7 +286,7 @@ def test_contents_that_train_nothing_or_are_none_of_the_models(vocab):
     with pytest.raises(
         ValueError, match=r"dev: contrastive correlates its numbers with labels, .* these are all alike"
     ):
-        build.check_contents(bb, contrastive(bb, vocab, scores=("spearman",)), alike, "dev", [None], scored=True)
+        checks.contents(bb, contrastive(bb, vocab, scores=("spearman",)), alike, "dev", [None], scored=True)
 
 
 def _nothing(backbone, vocab, *, sizes: list[int] = None, texts: "B L D" = (), rate: float = 0.1):  # noqa: F722, RUF013

@@ -12,7 +12,7 @@ from objectives.classify import classify
 from objectives.mixture import mix
 from objectives.mlm import mlm
 from objectives.tag import tag
-from train import build, evaluate
+from train import checks, evaluate
 
 
 def gathered():
@@ -83,4 +83,4 @@ def test_scores_of_a_mixture_are_those_of_its_parts(alone, vocab):
     assert found["tag/entity_f1"] == tags["entity_f1"] > 0
     assert not any("mlm/" in name for name in found)
     with pytest.raises(ValueError, match=r"dev: classify reads labels, and these rows hold tokens. `labels` are of"):
-        build.check_needs(mixed, {"tokens": 0}, "dev", scored=True)
+        checks.needs(mixed, {"tokens": 0}, "dev", scored=True)

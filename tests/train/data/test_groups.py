@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numbers_as_text import CLS, SEP, Numbers, some
 
 from objectives.types import Objective
-from train import build
+from train import build, checks
 from train.data import source
 from train.data.groups import text_groups
 from train.data.source import Record
@@ -162,15 +162,15 @@ def test_what_an_objective_needs():
     grouped = Objective("contrastive", lambda: None, dict, needs=("group",))
     scored = Objective("contrastive", lambda: None, dict, scores=("spearman",), scored=("labels", "group"))
     rows = text_groups([record("5", "6")], Numbers(), 12, 3).arrays
-    build.check_needs(grouped, rows, "pretrain.data")
-    build.check_needs(scored, {"tokens": 0}, "pretrain.data")
+    checks.needs(grouped, rows, "pretrain.data")
+    checks.needs(scored, {"tokens": 0}, "pretrain.data")
     with pytest.raises(
         ValueError, match=r"pretrain.data: contrastive reads group, .*`group` is of train.data.groups:text_gr"
     ):
-        build.check_needs(grouped, {"tokens": 0}, "pretrain.data")
+        checks.needs(grouped, {"tokens": 0}, "pretrain.data")
     rows = {k: x for k, x in rows.items() if k != "labels"}
     with pytest.raises(ValueError, match=r"evals.dev: contrastive reads labels, and these rows hold example, group"):
-        build.check_needs(scored, rows, "evals.dev", scored=True)
+        checks.needs(scored, rows, "evals.dev", scored=True)
 
 
 def test_without_labels_a_texts_pair_is_the_right_one():
