@@ -102,12 +102,14 @@ def masking(
 
     def room(length: int, segments: int) -> int:
         # tokens of a unit, weighed by tokens: a geometric length counts about twice its mean
-        size = {"token": 1.0, "word": 2.0, "span": 3.0 * span, "ngram": trie.length if trie else 0.0}[unit]
+        size = {"token": 1.0, "word": 2.0, "span": 3.0 * span, "ngram": trie.mean if trie else 0.0}[unit]
         most = max(first, last)
-        # exact: one token a segment that is there or not, of deviation at most half; else binomial, by unit
+        # exact: one token a segment that is there or not, of deviation at most half; else binomial, by unit, and of so
+        # many units less: about a row in a hundred has a surplus then
         if choice == "exact" and unit == "token":
             return min(length, math.floor(most * length) + math.ceil(min(segments, 2 * math.sqrt(segments))))
-        return min(length, math.ceil(most * length + 4 * math.sqrt(length * most * (1 - most) * size)))
+        deviations = 2 if choice == "exact" else 4
+        return min(length, math.ceil(most * length + deviations * math.sqrt(length * most * (1 - most) * size)))
 
     return Masking(choose, replaced, room)
 

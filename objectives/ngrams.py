@@ -20,6 +20,7 @@ class Ngrams(NamedTuple):
     token, child: int32 [edges], a child's token (sorted within its state) and its state
     whole:  bool [states], whether an n-gram ends here
     length, shortest: of the longest and the shortest n-gram
+    mean:   length of the n-gram that a token is in, the mean over their tokens
     fan:    the most children of a state but the root
     """
 
@@ -30,6 +31,7 @@ class Ngrams(NamedTuple):
     whole: np.ndarray
     length: int
     shortest: int
+    mean: float
     fan: int
 
 
@@ -70,8 +72,10 @@ def ngrams(listed: str | Sequence[Sequence[int]], size: int) -> Ngrams:
     token, child = np.array(edges, np.int32).T
     first = np.cumsum([0, *map(len, children)]).astype(np.int32)
     whole = np.isin(np.arange(len(children)), list(ends))
+    lengths = np.array([len(ngram) for ngram in listed])
+    mean = float((lengths**2).sum() / lengths.sum())
     return Ngrams(
-        begin, first, token, child, whole, max(map(len, listed)), min(map(len, listed)), max(map(len, children))
+        begin, first, token, child, whole, int(lengths.max()), int(lengths.min()), mean, max(map(len, children))
     )
 
 
