@@ -19,7 +19,7 @@ def leaders(batch: Batch) -> Array:
 
 
 CORPUS = "corpus_"  # before a score of rankings of the whole data set
-_RANKINGS, _CORRELATIONS = ("recall", "ndcg", "mrr"), ("pearson", "spearman")
+RANKINGS, _CORRELATIONS = ("recall", "ndcg", "mrr"), ("pearson", "spearman")
 
 
 def check_scores(name: str, scores: Sequence[str]) -> None:
@@ -28,8 +28,8 @@ def check_scores(name: str, scores: Sequence[str]) -> None:
         raise ValueError(f"{name} scores={scores!r}: expected a tuple of names, as ({scores!r},)")
     for score in scores:
         kind = score.removeprefix(CORPUS).partition("@")[0]
-        if kind not in _RANKINGS and score not in _CORRELATIONS:
+        if kind not in RANKINGS and score not in _CORRELATIONS:
             raise ValueError(
                 f"{name} scores={tuple(scores)}: {score!r} is none that a number for each candidate has; there are "
-                f"{', '.join((*_CORRELATIONS, *_RANKINGS))}, as in ndcg@10"
+                f"{', '.join((*_CORRELATIONS, *RANKINGS))}, as in ndcg@10"
             )

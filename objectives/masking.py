@@ -13,12 +13,11 @@ from model import random
 from model.types import Array
 from objectives.ngrams import Ngrams, cut
 from objectives.ngrams import ngrams as listed
-from objectives.vocab import Vocab
+from objectives.vocab import LONGEST_WORD, Vocab
 
 Rate = float | Sequence[float]
 CHOICES = ("exact", "independent")
 UNITS = ("token", "word", "span", "ngram")
-_WORD = 16  # tokens of a word, at most
 
 
 class Masking(NamedTuple):
@@ -137,7 +136,7 @@ def unit_first(
     key: Array, row: dict, ordinary_L: Array, vocab: Vocab, unit: str, span: float, ngrams: Ngrams | None = None
 ) -> Array:
     """int32 [L]: the first token of each token's unit. Units never cross a special token or a segment's end. A word is
-    cut after `_WORD` tokens: without, a text that has no spaces would be one.
+    cut after `LONGEST_WORD` tokens: without, a text that has no spaces would be one.
     """
     ids_L = random.tokens(row)
     if unit == "token":
@@ -146,7 +145,7 @@ def unit_first(
     previous_L = jnp.roll(ordinary_L, 1).at[0].set(False)
     always_L = ~ordinary_L | ~previous_L | (row["positions"] == 0)
     starts_L = jnp.asarray(vocab.word_starts)[row["tokens"]] | always_L
-    starts_L |= (place_L - jax.lax.cummax(jnp.where(starts_L, place_L, 0))) % _WORD == 0
+    starts_L |= (place_L - jax.lax.cummax(jnp.where(starts_L, place_L, 0))) % LONGEST_WORD == 0
     if unit == "span":  # a word goes on with the last one's span with probability 1 - 1/span
         starts_L &= (random.uniform(random.fold(key, "span"), ids_L) < 1 / span) | always_L
     if ngrams is not None:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+LONGEST_WORD = 16  # tokens; what goes on longer, as a text without spaces, is no word
+
 
 class Vocab(NamedTuple):
     """What an objective may know of the tokenizer.

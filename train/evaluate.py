@@ -14,7 +14,7 @@ import numpy as np
 from model import random
 from model.types import Backbone
 from objectives import types
-from objectives.groups import CORPUS
+from objectives.groups import CORPUS, RANKINGS
 from objectives.types import Objective
 from train import ranking
 from train.data.layout import PER_TOKEN
@@ -191,12 +191,11 @@ SCORES = (
 
 def check_score(name: str) -> None:
     """Raises ValueError for a name that `score` does not know."""
-    if name.removeprefix(CORPUS).partition("@")[0] in ranking.KINDS:
+    if name.removeprefix(CORPUS).partition("@")[0] in RANKINGS:
         ranking.check(name.removeprefix(CORPUS))
     elif name not in SCORES:
         raise ValueError(
-            f"the score {name!r} is unknown; there are {', '.join(SCORES)}, and {', '.join(ranking.KINDS)}, as in "
-            "ndcg@10"
+            f"the score {name!r} is unknown; there are {', '.join(SCORES)}, and {', '.join(RANKINGS)}, as in ndcg@10"
         )
 
 
@@ -212,7 +211,7 @@ def score(name: str, true: Any, found: Any, classes: tuple[str, ...] = (), queri
     entity). Of rankings, see `train.ranking`; queries [N, ...] tell whose candidate each is.
     """
     check_score(name)
-    if name.partition("@")[0] in ranking.KINDS:
+    if name.partition("@")[0] in RANKINGS:
         assert queries is not None
         there, relevance, scores = ranking.table(queries, true, found)
         return ranking.rank(name, scores, relevance, there)

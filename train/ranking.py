@@ -2,14 +2,15 @@
 
 import numpy as np
 
-KINDS = ("recall", "ndcg", "mrr")
+from objectives.groups import RANKINGS
+
 _BLOCK = 256  # queries whose scores are in memory at once
 
 
 def check(name: str) -> None:
     """Raises ValueError for a name that `rank` does not know."""
     kind, _, k = name.partition("@")
-    if kind not in KINDS or (k and not (k.isdecimal() and int(k))) or (kind == "recall" and not k):
+    if kind not in RANKINGS or (k and not (k.isdecimal() and int(k))) or (kind == "recall" and not k):
         raise ValueError(f"the ranking score {name!r} is unknown; there are recall@k, ndcg, ndcg@k, mrr and mrr@k")
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from objectives.vocab import Vocab
+from objectives.vocab import LONGEST_WORD, Vocab
 
 _HELP = """Lists the collocations of prepared rows, for PMI-masking.
 
@@ -17,7 +17,6 @@ Counts the runs of two to --longest words, and scores each by how much likelier 
 together from parts (Levine et al. 2020, https://arxiv.org/abs/2010.01825, section 3.1). The --most of the highest score
 that occur --least times go to --out, a line of token ids each, the highest first. The tokenizer is the rows' own.
 """
-_WORD = 16  # tokens of a word that is counted, at most
 
 
 class Collocation(NamedTuple):
@@ -81,7 +80,7 @@ def _words(rows: dict[str, np.ndarray], vocab: Vocab) -> tuple[np.ndarray, np.nd
     # a word ends where the next begins, or at what is no part of any
     stops = np.append(np.flatnonzero(~ordinary | vocab.word_starts[tokens] | apart), len(tokens))
     end = stops[np.searchsorted(stops, start, "right")]
-    kept = end - start <= _WORD
+    kept = end - start <= LONGEST_WORD
     return tokens, start[kept], end[kept]
 
 
