@@ -8,12 +8,13 @@ objectives/README.md; the second is one of those trainings. After the colon come
 
     objective  one of OBJECTIVES below (default: mlm)
     size       of the backbone, see model.config (default: tiny)
-    steps      of 32 rows of 128 tokens (default: 2500)
+    batch      rows of 128 tokens a step (default: 32); a larger backbone learns more of few tokens in small steps
+    steps      (default: 2500)
     seed       (default: 0)
 
 PMI-masking is mlm-word with a list of what goes together, made of the rows:
 
-    python -m train.data.collocations runs/compare/data/DIR --tokenizer=runs/compare/mlm_tiny_1250_0 --out=ngrams.txt
+    python -m train.data.collocations runs/compare/data/DIR --tokenizer=runs/compare/mlm_tiny_1250x32_0 --out=ngrams.txt
     python -m train --workdir=runs/pmi --config=configs/compare_objectives.py:objective=mlm-word,steps=1250 \\
       --config.pretrain.objective.unit=ngram --config.pretrain.objective.ngrams=ngrams.txt
 
@@ -60,7 +61,7 @@ WIDER = {"tiny": 1.0, "mini": 2**0.5, "small": 2.0, "medium": 2.0, "base": 6**0.
 VOCABULARY = 8192
 PAIRS = ("mlm+nsp", "mlm+sop")  # their rows hold pairs of spans
 DROPOUT = ("contrastive", "mlm+contrastive")  # the two views of a text are two draws of it
-DEFAULTS = {"objective": "mlm", "size": "tiny", "steps": "2500", "seed": "0"}
+DEFAULTS = {"objective": "mlm", "size": "tiny", "batch": "32", "steps": "2500", "seed": "0"}
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
@@ -102,7 +103,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         evals=dict(valid=dict(rows, source=valid)),
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
         schedule=dict(factory="train.schedule:linear", peak=2e-3 / wider, warmup=0.05),
-        batch=32,
+        batch=int(at["batch"]),
         steps=int(at["steps"]),
         seed=int(at["seed"]),
         save_every=1000,

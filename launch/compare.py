@@ -50,6 +50,7 @@ class Pretraining(NamedTuple):
     objective: str
     size: str
     steps: int
+    batch: int
     seed: int
 
     @property
@@ -58,7 +59,7 @@ class Pretraining(NamedTuple):
 
     @property
     def folder(self) -> str:
-        return f"{self.objective}_{self.size}_{self.steps}_{self.seed}"
+        return f"{self.objective}_{self.size}_{self.steps}x{self.batch}_{self.seed}"
 
 
 def _run(*command: str) -> None:
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seeds", type=lambda text: [int(x) for x in listed(text)], default=[0], help="(default: 0)")
     add("--size", default="tiny", help="of the backbone (default: %(default)s)")
     add("--steps", type=int, default=2500, help="of pretraining (default: %(default)s)")
+    add("--batch", type=int, default=32, help="rows of 128 tokens a step (default: %(default)s)")
     add(
         "--equal", choices=EQUAL, default=EQUAL[0],
         help="tokens: --steps for each; compute: as many as take the FLOPs of --steps of mlm (default: %(default)s)",
@@ -152,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         found: dict[str, list[float | None]] = {column: [] for column in [*args.tasks, "BLiMP"]}
         for seed in args.seeds:
             try:
-                workdir = pretrain(args.out, Pretraining(objective, args.size, steps, seed))
+                workdir = pretrain(args.out, Pretraining(objective, args.size, steps, args.batch, seed))
                 for task in args.tasks:
                     found[task].append(finetune(workdir, task, seed))
                 found["BLiMP"].append(blimp(workdir, args.pairs))

@@ -14,9 +14,9 @@ from train import build
 
 
 def test_a_training_of_other_settings_is_another():
-    one = compare.Pretraining("mlm", "tiny", 100, 0)
-    others = [one._replace(objective="rtd"), one._replace(size="mini"), one._replace(steps=99), one._replace(seed=1)]
-    assert len({one.folder, *(x.folder for x in others)}) == 5
+    one = compare.Pretraining("mlm", "tiny", 100, 32, 0)
+    others = [one._replace(**{k: v}) for k, v in dict(objective="rtd", size="mini", steps=99, batch=8, seed=1).items()]
+    assert len({one.folder, *(x.folder for x in others)}) == 6
 
 
 @pytest.fixture(scope="module")
