@@ -56,7 +56,7 @@ OBJECTIVES: dict[str, dict] = {
     "mlm|causal": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), causal=_CAUSAL | dict(weight=1.0)), alternate=True),
 }
 # at init_std 0.02 a small backbone stays long on the unigram plateau; wider ones want less of it and smaller steps,
-# both by the square root of the width over that of tiny
+# both by the square root of the width over that of tiny; and fewer rows want smaller steps by the square root of them
 WIDER = {"tiny": 1.0, "mini": 2**0.5, "small": 2.0, "medium": 2.0, "base": 6**0.5, "large": 8**0.5}
 VOCABULARY = 8192
 PAIRS = ("mlm+nsp", "mlm+sop")  # their rows hold pairs of spans
@@ -102,7 +102,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         data=dict(rows, source=train),
         evals=dict(valid=dict(rows, source=valid)),
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
-        schedule=dict(factory="train.schedule:linear", peak=2e-3 / wider, warmup=0.05),
+        schedule=dict(factory="train.schedule:linear", peak=2e-3 / wider * (int(at["batch"]) / 32) ** 0.5, warmup=0.05),
         batch=int(at["batch"]),
         steps=int(at["steps"]),
         seed=int(at["seed"]),
