@@ -10,11 +10,13 @@ objectives/README.md; the second is one of those trainings. After the colon come
     size       of the backbone, see model.config (default: tiny)
     batch      rows of 128 tokens a step (default: 32); a larger backbone learns more of few tokens in small steps
     steps      (default: 2500)
+    peak       of the learning rate (default: `peak` of size and batch below, which suits mlm)
     seed       (default: 0)
 
 PMI-masking is mlm-word with a list of what goes together, made of the rows:
 
-    python -m train.data.collocations runs/compare/data/DIR --tokenizer=runs/compare/mlm_tiny_1250x32_0 --out=ngrams.txt
+    python -m train.data.collocations runs/compare/data/DIR --tokenizer=runs/compare/mlm_tiny_1250x32_0.002_0 \\
+      --out=ngrams.txt
     python -m train --workdir=runs/pmi --config=configs/compare_objectives.py:objective=mlm-word,steps=1250 \\
       --config.pretrain.objective.unit=ngram --config.pretrain.objective.ngrams=ngrams.txt
 
@@ -55,13 +57,18 @@ OBJECTIVES: dict[str, dict] = {
     ),
     "mlm|causal": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), causal=_CAUSAL | dict(weight=1.0)), alternate=True),
 }
-# at init_std 0.02 a small backbone stays long on the unigram plateau; wider ones want less of it and smaller steps,
-# both by the square root of the width over that of tiny; and fewer rows want smaller steps by the square root of them
+# at init_std 0.02 a small backbone stays long on the unigram plateau; wider ones want less of it by the square root of
+# the width over that of tiny
 WIDER = {"tiny": 1.0, "mini": 2**0.5, "small": 2.0, "medium": 2.0, "base": 6**0.5, "large": 8**0.5}
 VOCABULARY = 8192
 PAIRS = ("mlm+nsp", "mlm+sop")  # their rows hold pairs of spans
 DROPOUT = ("contrastive", "mlm+contrastive")  # the two views of a text are two draws of it
-DEFAULTS = {"objective": "mlm", "size": "tiny", "batch": "32", "steps": "2500", "seed": "0"}
+DEFAULTS = {"objective": "mlm", "size": "tiny", "batch": "32", "steps": "2500", "peak": "", "seed": "0"}
+
+
+def peak(size: str, batch: int) -> float:
+    """The learning rate: smaller by the square roots of the width over that of tiny and of 32 over the rows a step."""
+    return 2e-3 / WIDER[size] * (batch / 32) ** 0.5
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
@@ -73,7 +80,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"objective={at['objective']} is not one of {', '.join(OBJECTIVES)}")
     if at["size"] not in WIDER:
         raise ValueError(f"size={at['size']} is not one of {', '.join(WIDER)}")
-    wider = WIDER[at["size"]]
+    wider, batch = WIDER[at["size"]], int(at["batch"])
     train = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_train.jsonl.gz")
     valid = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_valid.jsonl.gz")
     rows: dict = dict(factory="train.data.rows:pack_documents", length=128)
@@ -102,8 +109,8 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         data=dict(rows, source=train),
         evals=dict(valid=dict(rows, source=valid)),
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
-        schedule=dict(factory="train.schedule:linear", peak=2e-3 / wider * (int(at["batch"]) / 32) ** 0.5, warmup=0.05),
-        batch=int(at["batch"]),
+        schedule=dict(factory="train.schedule:linear", peak=float(at["peak"] or peak(at["size"], batch)), warmup=0.05),
+        batch=batch,
         steps=int(at["steps"]),
         seed=int(at["seed"]),
         save_every=1000,

@@ -1,6 +1,7 @@
 """Objectives side by side: pretrained by configs/compare_objectives.py, finetuned, probed, asked about BLiMP."""
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -14,13 +15,16 @@ _EXAMPLES = """examples:
   python -m launch.compare --out=runs/compare --objectives=mlm,causal,hybrid,rtd
   python -m launch.compare --out=runs/compare --objectives=mlm,rtd --equal=compute --seeds=0,1,2
   python -m launch.compare --out=runs/compare --objectives=mlm,causal --tasks=EWT,EWT-frozen --pairs=200
+  python -m launch.compare --out=runs/compare --objectives=rtd --peaks=5e-4,1e-3,2e-3 --tasks=EWT-frozen
   python -m launch.compare --out=runs/compare --objectives=mlm --steps=1    what a backbone scores that learned nothing
 
 Every training is a command of its own, which is printed, and goes on where it was: run it again after an interruption,
 or with more objectives, tasks and seeds. Of each seed there is one pretraining and one finetuning on each task. The
 table has the mean over seeds in percent, and the deviation where there are several; scores are those on dev of the last
-step. EWT is part-of-speech tagging, and EWT-frozen the same by a linear map of a backbone that stays as it is. The
-second and third columns are the steps of pretraining and the FLOPs of one, as a multiple of mlm's.
+step. EWT is part-of-speech tagging, and EWT-frozen the same by a linear map of a backbone that stays as it is. Before
+them are pretraining's learning rate at its peak, steps, FLOPs of one as a multiple of mlm's, and loss on held-out text,
+which is of one objective and no measure of two. A learning rate that suits one may not suit another: with several in
+--peaks each has a row.
 """
 EQUAL = ("tokens", "compute")
 
@@ -51,6 +55,7 @@ class Pretraining(NamedTuple):
     size: str
     steps: int
     batch: int
+    peak: str
     seed: int
 
     @property
@@ -59,7 +64,7 @@ class Pretraining(NamedTuple):
 
     @property
     def folder(self) -> str:
-        return f"{self.objective}_{self.size}_{self.steps}x{self.batch}_{self.seed}"
+        return f"{self.objective}_{self.size}_{self.steps}x{self.batch}_{self.peak}_{self.seed}"
 
 
 def _run(*command: str) -> None:
@@ -114,15 +119,17 @@ def blimp(workdir: Path, pairs: int) -> float | None:
     return 100 * json.loads(file.read_text())["mean"]
 
 
-def _cell(found: list[float | None]) -> str:
+def _cell(found: list[float | None], digits: int = 1) -> str:
     values = [x for x in found if x is not None]
     if not values:
         return ""
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def main(argv: list[str] | None = None) -> None:
     from configs.compare_objectives import OBJECTIVES
+    from configs.compare_objectives import peak as peak_of
 
     parser = argparse.ArgumentParser(
         prog="python -m launch.compare", description=__doc__, epilog=_EXAMPLES,
@@ -137,6 +144,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--steps", type=int, default=2500, help="of pretraining (default: %(default)s)")
     add("--batch", type=int, default=32, help="rows of 128 tokens a step (default: %(default)s)")
     add(
+        "--peaks", type=lambda text: [float(x) for x in listed(text)],
+        help="learning rates of pretraining (default: one for all, by size and batch)",
+    )  # fmt: skip
+    add(
         "--equal", choices=EQUAL, default=EQUAL[0],
         help="tokens: --steps for each; compute: as many as take the FLOPs of --steps of mlm (default: %(default)s)",
     )  # fmt: skip
@@ -145,23 +156,26 @@ def main(argv: list[str] | None = None) -> None:
     for what, given, known in (("objectives", args.objectives, OBJECTIVES), ("tasks", args.tasks, TASKS)):
         if unknown := [x for x in given if x not in known]:
             parser.error(f"--{what}: {unknown[0]} is not one of {', '.join(known)}")
-    print("| objective | steps | FLOPs | " + " | ".join([*args.tasks, "BLiMP"]) + " |")
-    print("|---" * (len(args.tasks) + 4) + "|", flush=True)
+    columns = ["loss", *args.tasks, "BLiMP"]
+    print(f"| objective | peak | steps | FLOPs | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 4) + "|", flush=True)
     one = flops("mlm", args.size)
-    for objective in args.objectives:
+    for objective, peak in itertools.product(args.objectives, args.peaks or [peak_of(args.size, args.batch)]):
         ratio = flops(objective, args.size) / one
         steps = round(args.steps / ratio) if args.equal == "compute" else args.steps
-        found: dict[str, list[float | None]] = {column: [] for column in [*args.tasks, "BLiMP"]}
+        found: dict[str, list[float | None]] = {column: [] for column in columns}
         for seed in args.seeds:
             try:
-                workdir = pretrain(args.out, Pretraining(objective, args.size, steps, args.batch, seed))
+                which = Pretraining(objective, args.size, steps, args.batch, f"{peak:g}", seed)
+                workdir = pretrain(args.out, which)
+                found["loss"].append(_last(workdir / "pretrain", "valid/loss"))
                 for task in args.tasks:
                     found[task].append(finetune(workdir, task, seed))
                 found["BLiMP"].append(blimp(workdir, args.pairs))
             except subprocess.CalledProcessError as error:
                 sys.exit(f"error: {shlex.join(error.cmd)} ended with exit code {error.returncode}; its words are above")
-        cells = [objective.replace("|", r"\|"), str(steps), f"{ratio:.2f}", *map(_cell, found.values())]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        first = [objective.replace("|", r"\|"), which.peak, str(steps), f"{ratio:.2f}", _cell(found.pop("loss"), 3)]
+        print(f"| {' | '.join([*first, *map(_cell, found.values())])} |", flush=True)
 
 
 if __name__ == "__main__":

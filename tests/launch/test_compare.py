@@ -14,9 +14,17 @@ from train import build
 
 
 def test_a_training_of_other_settings_is_another():
-    one = compare.Pretraining("mlm", "tiny", 100, 32, 0)
-    others = [one._replace(**{k: v}) for k, v in dict(objective="rtd", size="mini", steps=99, batch=8, seed=1).items()]
-    assert len({one.folder, *(x.folder for x in others)}) == 6
+    one = compare.Pretraining("mlm", "tiny", 100, 32, "0.002", 0)
+    other = dict(objective="rtd", size="mini", steps=99, batch=8, peak="0.001", seed=1)
+    folders = {one.folder, *(one._replace(**{k: v}).folder for k, v in other.items())}
+    assert len(folders) == 7 and other.keys() == {*one._fields}
+
+
+def test_a_training_is_made_as_it_is_named():
+    config = get_config(compare.Pretraining("mlm", "small", 100, 8, "0.0003", 1).config.partition(":")[2])
+    assert (config.pretrain.batch, config.pretrain.steps, config.pretrain.seed) == (8, 100, 1)
+    assert config.backbone.size == "small" and config.pretrain.schedule.peak == 3e-4
+    assert get_config("size=small,batch=8").pretrain.schedule.peak == 5e-4
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +75,28 @@ def test_equal_compute_gives_dearer_objectives_fewer_steps(tmp_path, capsys, mon
     def run(*command):
         ran.append(shlex.join(command))
         folder = next(x.removeprefix("--workdir=") for x in command if x.startswith("--workdir="))
+        other = "_1/" in f"{folder}/"
+        stage, logged = "pretrain", [{"valid/loss": 2.0 + other}]
         if "finetune_glue" in ran[-1]:
-            (tmp_path / folder / "finetune").mkdir(parents=True)
-            (tmp_path / folder / "finetune" / "metrics.jsonl").write_text(
-                json.dumps({"dev/accuracy": 0.5})
-                + "\n"
-                + json.dumps({"dev/accuracy": 0.625 + 0.25 * ("_1/" in folder)})
-            )
+            stage, logged = "finetune", [{"dev/accuracy": 0.5}, {"dev/accuracy": 0.625 + 0.25 * other}]
+        (tmp_path / folder / stage).mkdir(parents=True)
+        (tmp_path / folder / stage / "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)))
 
     monkeypatch.setattr(compare, "_run", run)
     monkeypatch.setattr(compare, "blimp", lambda workdir, pairs: None)
-    how = ["--objectives=mlm,mlm|causal", "--tasks=RTE", "--seeds=0,1", "--steps=90", "--equal=compute"]
+    how = [
+        "--objectives=mlm,mlm|causal",
+        "--tasks=RTE",
+        "--seeds=0,1",
+        "--steps=90",
+        "--equal=compute",
+        "--peaks=2e-3,1e-3",
+    ]
     compare.main([f"--out={tmp_path}", *how])
     head, _, *rows = capsys.readouterr().out.splitlines()
-    assert head == "| objective | steps | FLOPs | RTE | BLiMP |"
-    assert rows[0] == "| mlm | 90 | 1.00 | 75.0 ± 17.7 |  |"
-    cells = rows[1].replace(r"\|", "").split(" | ")
-    assert int(cells[1]) == round(90 / float(cells[2])) and 1.3 < float(cells[2]) < 1.8
-    assert len(ran) == 8 and all("from=" in x for x in ran if "finetune_glue" in x)
+    assert head == "| objective | peak | steps | FLOPs | loss | RTE | BLiMP |"
+    assert rows[0] == "| mlm | 0.002 | 90 | 1.00 | 2.500 ± 0.707 | 75.0 ± 17.7 |  |"
+    assert rows[1] == rows[0].replace("0.002", "0.001")
+    cells = rows[2].replace(r"\|", "").split(" | ")
+    assert int(cells[2]) == round(90 / float(cells[3])) and 1.3 < float(cells[3]) < 1.8
+    assert len(rows) == 4 and len(ran) == 16 and all("from=" in x for x in ran if "finetune_glue" in x)
