@@ -8,7 +8,7 @@ objectives/README.md; the second is one of those trainings. After the colon come
 
     objective  one of OBJECTIVES below (default: mlm)
     size       of the backbone, see model.config (default: tiny)
-    batch      rows of 128 tokens a step (default: 32); a larger backbone learns more of few tokens in small steps
+    batch      rows of 128 tokens a step (default: 32)
     steps      (default: 2500)
     peak       of the learning rate (default: `peak` of size and batch below, which suits mlm)
     seed       (default: 0)

@@ -128,8 +128,7 @@ def _cell(found: list[float | None], digits: int = 1) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from configs.compare_objectives import OBJECTIVES
-    from configs.compare_objectives import peak as peak_of
+    from configs.compare_objectives import OBJECTIVES, peak
 
     parser = argparse.ArgumentParser(
         prog="python -m launch.compare", description=__doc__, epilog=_EXAMPLES,
@@ -160,13 +159,13 @@ def main(argv: list[str] | None = None) -> None:
     print(f"| objective | peak | steps | FLOPs | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 4) + "|", flush=True)
     one = flops("mlm", args.size)
-    for objective, peak in itertools.product(args.objectives, args.peaks or [peak_of(args.size, args.batch)]):
+    for objective, rate in itertools.product(args.objectives, args.peaks or [peak(args.size, args.batch)]):
         ratio = flops(objective, args.size) / one
         steps = round(args.steps / ratio) if args.equal == "compute" else args.steps
         found: dict[str, list[float | None]] = {column: [] for column in columns}
         for seed in args.seeds:
             try:
-                which = Pretraining(objective, args.size, steps, args.batch, f"{peak:g}", seed)
+                which = Pretraining(objective, args.size, steps, args.batch, f"{rate:g}", seed)
                 workdir = pretrain(args.out, which)
                 found["loss"].append(_last(workdir / "pretrain", "valid/loss"))
                 for task in args.tasks:
