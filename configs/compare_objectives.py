@@ -8,7 +8,7 @@ objectives/README.md; the second is one of those trainings. After the colon come
 
     objective  one of OBJECTIVES below (default: mlm)
     size       of the backbone, see model.config (default: tiny)
-    batch      rows of 128 tokens a step (default: 32)
+    batch      rows of 128 tokens a step (default: 32); of those with pairs of sentences, half as many of 256
     steps      (default: 2500)
     peak       of the learning rate (default: `peak` of size and batch below, which suits mlm)
     seed       (default: 0)
@@ -81,11 +81,14 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     if at["size"] not in WIDER:
         raise ValueError(f"size={at['size']} is not one of {', '.join(WIDER)}")
     wider, batch = WIDER[at["size"]], int(at["batch"])
+    rate = float(at["peak"] or peak(at["size"], batch))
     train = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_train.jsonl.gz")
     valid = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_valid.jsonl.gz")
     rows: dict = dict(factory="train.data.rows:pack_documents", length=128)
-    if at["objective"] in PAIRS:  # several to a row: next sentence changes their second spans
-        rows = dict(factory="train.data.rows:pair_sentences", length=128, segments=4, longest=42)
+    length = 128
+    if at["objective"] in PAIRS:  # several to a row, whose second spans change; of 128 tokens, for whole sentences
+        length, batch = 256, max(batch // 2, 1)
+        rows = dict(factory="train.data.rows:pair_sentences", length=length, segments=4, longest=128)
     # T5's sentinels have the ids after the tokenizer's
     more = dict(V=VOCABULARY + OBJECTIVES[at["objective"]].get("sentinels", 0))
     objective, dropout = OBJECTIVES[at["objective"]], 0.1 if at["objective"] in DROPOUT else 0.0
@@ -102,14 +105,14 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     )
     config.backbone = dict(
         size=at["size"], position="rope", norm_at="pre", mlp="geglu", bias=False, types=2, init_std=0.06 / wider,
-        eps=1e-5, dropout=dropout, attention_dropout=dropout, max_length=128, **more,
+        eps=1e-5, dropout=dropout, attention_dropout=dropout, max_length=length, **more,
     )  # fmt: skip
     config.pretrain = dict(
         objective=objective,
         data=dict(rows, source=train),
         evals=dict(valid=dict(rows, source=valid)),
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
-        schedule=dict(factory="train.schedule:linear", peak=float(at["peak"] or peak(at["size"], batch)), warmup=0.05),
+        schedule=dict(factory="train.schedule:linear", peak=rate, warmup=0.05),
         batch=batch,
         steps=int(at["steps"]),
         seed=int(at["seed"]),

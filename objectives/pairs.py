@@ -15,9 +15,10 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
 
     Rows hold pairs packed, as `train.data.rows:pair_sentences` with `segments` makes them. The pairs of a row whose
     second spans are nearest in length make couples (the last of an odd number three), and each couple exchanges its
-    second spans with probability `rate`. Exchanged or not, these lose tokens at their end until they are as long as
-    their couple's shortest, so that lengths tell nothing (the paper draws other texts to one length). A pair that has a
-    row to itself, or no second span, counts for nothing. With whom a pair changes hangs on how pairs are packed
+    second spans with probability `rate`. Exchanged or not, these lose tokens at their end until all of a couple have
+    one length, drawn between three quarters of their shortest and all of it but a token. So neither lengths tell the
+    label nor which spans end with a sentence (the paper draws other texts to one length, and cuts a few). A pair that
+    has a row to itself, or no second span, counts for nothing. With whom a pair changes hangs on how pairs are packed
     (`pair_sentences` puts those of a document in different rows): this objective is exempt from invariance to packing.
 
     A corrupted row holds the new `tokens`, `segments`, `positions` and `types`, and under `name` `label` int32 [S], 0
@@ -47,7 +48,9 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
         # one draw for all of a couple
         changed_S = counted_S & (ops.take(random.uniform(key, ids_S), shortest_S) < rate)
         source_S = jnp.where(changed_S, next_S, jnp.arange(len(ids_S)))
-        kept_S = jnp.where(counted_S, ops.take(second_S, shortest_S), second_S)
+        share_S = 1 - random.uniform(random.fold(key, "cut"), ids_S) / 4
+        words_S = jnp.minimum(((second_S - 1) * share_S).astype(jnp.int32), second_S - 2)
+        kept_S = jnp.where(counted_S, ops.take(jnp.maximum(words_S, 1) + 1, shortest_S), second_S)
         row = _joined(row, first_S, second_S, source_S, kept_S, vocab.pad)
         return row | {name: dict(label=changed_S.astype(jnp.int32), there=counted_S.astype(jnp.float32))}
 

@@ -53,8 +53,8 @@ def corrupt(objective, rows, step=0):
 
 
 def test_next_sentences(bb, vocab, rows):
-    """Couples of nearest length, by a loop, that exchange their second spans or keep them, cut alike in either case."""
-    drawn, counted = 0, 0
+    """Couples of nearest length, by a loop, that exchange their second spans or keep them, cut to one length."""
+    drawn, counted, lengths = 0, 0, set()
     out = corrupt(nsp(bb, vocab, rate=0.6), rows)
     for b in range(len(LAYOUT)):
         before, after = pairs(rows, b), pairs(out, b)
@@ -65,15 +65,18 @@ def test_next_sentences(bb, vocab, rows):
             assert after == before and not labels.any()
             continue
         # of two or three pairs all are one couple
-        short = min(len(pair[1]) for pair in before)
-        cut = [[*second[: short - 1], second[-1]] for _, second in before]
         got = [second for _, second in after]
+        short, kept = min(len(pair[1]) for pair in before) - 1, len(got[0]) - 1
+        assert max(1, int(0.75 * short)) <= kept <= max(1, short - 1)
+        lengths.add(kept / short)
+        cut = [[*second[:kept], second[-1]] for _, second in before]
         assert sorted(got) == sorted(cut)
         assert len(set(labels[:n].tolist())) == 1 and not labels[n:].any()
         assert [x == y for x, y in zip(got, cut, strict=True)] == [not labels[0]] * n
         drawn, counted = drawn + labels[:n].any(), counted + 1
         assert (out["tokens"][b][out["segments"][b] == 0] == 0).all()
     assert abs(drawn - 0.6 * counted) < 4.5 * np.sqrt(0.24 * counted)
+    assert len(lengths) > 3
 
 
 def test_couples_are_of_nearest_length():
