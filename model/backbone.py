@@ -236,7 +236,7 @@ def backbone(
             captured["hidden"] = jnp.concatenate([x_BLD[None], captured["hidden"]])
         return Encoded(stream[-1] if narrow else ops.pick(stream[-1], at), captured)
 
-    return Backbone(init, encode, {name: p.axes for name, p in owned.items()}, cfg)
+    return Backbone(init, encode, {name: p.axes for name, p in owned.items()}, cfg, constrain)
 
 
 def like() -> tuple[Any, Any]:

@@ -41,9 +41,12 @@ class Backbone(NamedTuple):
              and of places `at` int32 [B, P] `hidden` is [B, P, D]
     axes:    logical axis names, the same tree as params with a tuple of names for each leaf
     config:  the frozen, validated config
+    constrain: places an activation by its logical axis names, as `model.backbone.backbone` was given it: for what an
+             objective builds beside, a decoder or a generator
     """
 
     init: Callable[..., Params]
     encode: Callable[..., Encoded]
     axes: Any
     config: "BackboneConfig"
+    constrain: Callable[[Array, tuple[str, ...]], Array]

@@ -82,7 +82,7 @@ def rtd(
     unlike = [f"{k}={getattr(made, k)}" for k in ("V", "max_length") if getattr(made, k) != getattr(cfg, k)]
     if unlike:
         raise ValueError(f"rtd's generator reads the backbone's rows and cannot have {', '.join(unlike)} of its own")
-    author = transformer(made)
+    author = transformer(made, backbone.constrain)
     larger = [f"{k}={getattr(made, k)}" for k in ("layers", "D", "F", "E") if getattr(made, k) > getattr(cfg, k)]
     if not larger and (theirs := _size(author)) > (ours := _size(backbone)):
         larger = [f"{theirs:,} parameters beside the embeddings, and the backbone has {ours:,}"]

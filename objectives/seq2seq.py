@@ -269,7 +269,7 @@ def _objective(
         raise ValueError(
             f"{name} beams={beams}, penalty={penalty}: expected at least 1 beam, and a penalty above 0 of several alone"
         )
-    writer, head = decoder(cfg, layers=layers), mlm_head(cfg, tied=tied, activation=None)
+    writer, head = decoder(cfg, backbone.constrain, layers=layers), mlm_head(cfg, tied=tied, activation=None)
     banned_V = np.isin(np.arange(cfg.V), np.setdiff1d([vocab.pad, vocab.cls, vocab.mask], [vocab.sep]))
     absent_V = np.arange(cfg.V) >= vocab.size + sentinels  # no token has these
     banned_V |= absent_V

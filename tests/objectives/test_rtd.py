@@ -12,6 +12,7 @@ from model import random
 from model.backbone import backbone
 from model.config import sized
 from model.heads import mlm_head
+from model.types import Encoded
 from objectives import types
 from objectives.rtd import rtd
 from train import build, tree
@@ -215,3 +216,19 @@ def test_the_generator_by_itself_is_a_quarter(vocab, heads, fewer):
     wide = backbone(sized("tiny", V=V, D=8 * heads, heads=heads, F=32 * heads, max_length=64))
     generator = jax.eval_shape(rtd(wide, vocab).init, random.generator(0))
     assert tree.leaves(generator["generator"])["layers/mlp/wi/kernel"].shape[-2:] == (8 * fewer, 32 * fewer)
+
+
+def test_the_generator_is_placed_as_the_backbone_is(bb, vocab, alone):
+    placed = set()
+
+    def constrain(x, names):
+        placed.add((x.shape, names))
+        return x
+
+    bb = backbone(bb.config, constrain)
+    objective = rtd(bb, vocab, generator=dict(D=8, heads=2, F=16))
+    params = jax.eval_shape(lambda: params_of(bb, objective))
+    rows = training.corrupted(alone, random.key(0), jnp.int32(0), objective)
+    encode = lambda *_, at=None, **__: Encoded(jnp.zeros((*alone["tokens"].shape, 16)))
+    jax.eval_shape(lambda p: objective.loss(p, encode, rows, None, 0), params)
+    assert ((*alone["tokens"].shape, 8), ("batch", "length", "width")) in placed

@@ -13,6 +13,7 @@ from model.backbone import backbone
 from model.config import sized
 from model.decoder import decoder
 from model.heads import mlm_head
+from model.types import Encoded
 from objectives import types
 from objectives.seq2seq import bart, span_corruption, translate
 from train import step as training
@@ -279,3 +280,19 @@ ERRORS = [
 def test_errors(bb, vocab, make, message):
     with pytest.raises(ValueError, match=message):
         make(bb, vocab)
+
+
+def test_the_decoder_is_placed_as_the_backbone_is(bb, vocab):
+    placed = set()
+
+    def constrain(x, names):
+        placed.add((x.shape, names))
+        return x
+
+    bb = backbone(bb.config, constrain)
+    objective = bart(bb, vocab, target_length=40)
+    params = jax.eval_shape(lambda: params_of(bb, objective))
+    rows = training.corrupted(pack(LAYOUT, 48, 3), random.key(0), jnp.int32(0), objective)
+    encode = lambda batch, key: Encoded(jnp.zeros((*batch["tokens"].shape, 8)))
+    jax.eval_shape(lambda p: objective.loss(p, encode, rows, None, 0), params)
+    assert ((4, 40, 8), ("batch", "length", "width")) in placed
