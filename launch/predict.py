@@ -138,6 +138,8 @@ def predict(
         rows = tag_words(tagged, trained.tokenizer, length, classes, truncate=True)
     else:
         unlabelled = [record._replace(label=None) for record in records]
+        if trained.objective.writes and "types" in trained.objective.needs:  # as in training, where a pair follows
+            unlabelled = [record._replace(pair="") for record in unlabelled]
         rows = label_examples(unlabelled, Masking(trained.tokenizer), length, None, truncate=True)
     arrays, report = rows.arrays, rows.report
     if report["truncated"]:
@@ -305,7 +307,7 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
     """Metrics of the stage's evaluations, named as in its log ("dev/accuracy"); None for one that is undefined.
 
     Where texts are written for pairs, "dev/bleu" too: the texts of the source's records against their pairs; and where
-    questions are answered, "dev/exact_match" and "dev/f1".
+    questions are answered, "dev/exact_match" and "dev/f1". Of a mixture these are "dev/{objective}/bleu", and so on.
     """
     import jax
 
@@ -326,14 +328,19 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
         found = evaluate.evaluate(run, trained.params, batches, trained.objective)
         # JSON has no nan
         out |= {f"{name}/{k}": v if math.isfinite(v) else None for k, v in found.items()}
-        if trained.objective.writes and section.get("source", {}).get("pair") is not None:
+        parts = [(f"{name}/{part.name}", part) for part in trained.objective.parts] or [(name, trained.objective)]
+        for at, part in parts:
+            if not (writes := part.writes and "types" in part.needs) and part.truth != "answers":
+                continue
+            if "source" not in section:
+                _warn(f"{name} has rows and no texts: no {'BLEU' if writes else 'exact match, no F1'}")
+                continue
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
-            out[f"{name}/bleu"] = bleu(trained, records, section)
-        if trained.objective.truth == "answers" and "source" not in section:
-            _warn(f"{name} has rows and no texts: no exact match, no F1")
-        elif trained.objective.truth == "answers":
-            records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
-            out[f"{name}/exact_match"], out[f"{name}/f1"] = answer_scores(trained, records, section)
+            alone = trained._replace(objective=part)
+            if writes:
+                out[f"{at}/bleu"] = bleu(alone, records, section)
+            else:
+                out[f"{at}/exact_match"], out[f"{at}/f1"] = answer_scores(alone, records, section)
     return out
 
 

@@ -16,6 +16,8 @@ from objectives.causal import causal
 from objectives.choose import choose
 from objectives.data2vec import data2vec
 from objectives.diffusion import diffusion
+from objectives.mixture import mix
+from objectives.pairs import sop
 from objectives.rtd import rtd
 from objectives.seq2seq import translate
 from train import build
@@ -187,6 +189,37 @@ def test_a_source_that_is_cut_is_told(pretrained, capsys):
         assert said.keys() == {"text", "prediction", "score"}
         warning = "warning: 1 of 1 texts were cut: pretrain reads no more than its source_length\n"
         assert capsys.readouterr().err == warning * cut
+
+
+@pytest.mark.parametrize("separators", [1, 2])
+def test_what_is_translated_is_read_as_in_training(pretrained, monkeypatch, separators):
+    monkeypatch.setattr(type(pretrained.tokenizer), "separators", separators)
+    trained = trained_by(pretrained, translate, layers=1, target_length=4)
+    read = []
+
+    def found(trained, arrays, seed):
+        read.append(arrays)
+        return iter([{"prediction": np.zeros((1, 4), int), "score": np.zeros(1)}])
+
+    monkeypatch.setattr(predicting, "_found", found)
+    list(predict(trained, [record("good film", None, "t")]))
+    trained_on = label_examples([record("good film", "never bad", "t")], trained.tokenizer, 64, None).arrays
+    one, other = (x["tokens"][(x["types"] == 0) & (x["segments"] > 0)].tolist() for x in (*read, trained_on))
+    assert one == other and one.count(trained.tokenizer.vocab.sep) == separators
+
+
+def test_what_a_mixture_writes_is_scored(finetuned, toy, monkeypatch):
+    """As by its part alone."""
+    writes = partial(translate, layers=1, target_length=4)
+    both = lambda bb, vocab: mix((1.0, writes(bb, vocab)), (1.0, sop(bb, vocab)), backbone=bb)
+    trained = trained_by(finetuned, both)
+    trained = trained._replace(params=finetuned.params | trained.params["mixture"])
+    scores = iter([61.0, 62.0])
+    scored = []
+    monkeypatch.setattr(predicting, "bleu", lambda trained, *_: scored.append(trained.objective.name) or next(scores))
+    assert evaluations(trained, toy.workdir)["dev/seq2seq/bleu"] == 61.0
+    assert evaluations(trained_by(finetuned, writes), toy.workdir)["dev/bleu"] == 62.0
+    assert scored == ["seq2seq"] * 2
 
 
 def test_evaluations_are_those_of_training(toy, finetuned):
