@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from model import ops
 from model.heads import pool, token_head
 from model.types import Backbone
-from objectives.hiding import hiding, original
+from objectives.hiding import hiding, original, spread
 from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -53,6 +53,10 @@ def data2vec(
       decay, final_decay, decay_steps: tau goes from `decay` to `final_decay` in a straight line over `decay_steps`.
       rate .. capacity: of what is hidden, see `objectives.mlm.mlm`.
 
+    The metric `{name}_spread` is the targets' variance within a text, at most 1. Where it falls to 0 the teacher has
+    collapsed, and the loss falls while nothing is learned; causes that the paper names are too large a learning rate,
+    too short a warm-up and too low a `decay`.
+
     A corrupted row holds what `objectives.hiding.hiding` says. `predict` gives `prediction` float32 [B, L, D].
     Raises ValueError for more layers than there are, an unknown norm, decays outside [0, 1], and what hiding refuses.
     """
@@ -76,19 +80,20 @@ def data2vec(
         theirs = jax.lax.stop_gradient({"embed": params["backbone"]["embed"]} | params[name]["teacher"])
         whole = dict(batch) | {"tokens": original(batch, name)}
         layers_NBLD = backbone.encode(theirs, whole, capture=("hidden",)).captured["hidden"][-top:]
-        mean_BLD = jnp.stack([_standard(ops.wide(x_BLD), whole, norm) for x_BLD in layers_NBLD]).mean(0)
-        return ops.pick(mean_BLD, batch[name]["index"])
+        return jnp.stack([_standard(ops.wide(x_BLD), whole, norm) for x_BLD in layers_NBLD]).mean(0)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
         found_BPD = head.apply(params[name]["head"], encode(batch, key, at=mine["index"]).hidden, batch)
-        away_BPD = jnp.abs(found_BPD - targets(params, batch))
+        target_BLD = targets(params, batch)
+        away_BPD = jnp.abs(found_BPD - ops.pick(target_BLD, mine["index"]))
         loss_BPD = away_BPD**2
         if beta is not None:
             loss_BPD = jnp.where(away_BPD <= beta, loss_BPD / (2 * beta), away_BPD - beta / 2)
         count = mine["weight"].sum()
         term = Term((loss_BPD.mean(-1) * mine["weight"]).sum(), count)
-        return Sums({name: term}, {f"{name}_surplus": Ratio(mine["surplus"].sum(), count)})
+        surplus = Ratio(mine["surplus"].sum(), count)
+        return Sums({name: term}, {f"{name}_surplus": surplus, f"{name}_spread": spread(target_BLD, batch, name)})
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         return dict(prediction=head.apply(params[name]["head"], encode(batch, key).hidden, batch))

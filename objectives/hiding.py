@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from model import ops, random
+from model.heads import pool
 from objectives.masking import Rate, masking, rank
-from objectives.types import Array, Vocab
+from objectives.types import Array, Ratio, Vocab
 
 
 def hiding(
@@ -69,6 +70,18 @@ def hiding(
 def original(batch: Any, name: str) -> Array:
     """int32 [B, L]: the tokens before those under `name` were hidden."""
     return set_at(batch["tokens"], batch[name]["index"], batch[name]["target"])
+
+
+def spread(targets_BLD: Array, batch: Any, name: str) -> Ratio:
+    """How far apart vectors to be predicted are: their variance, of hidden tokens about the mean of the segment, a
+    channel. Where it goes to 0 so does the loss, and nothing is learned: all tokens have one target.
+    """
+    mine = batch[name]
+    mean_BPD = ops.pick(
+        pool(targets_BLD, batch, "mean"), ops.pick(jnp.maximum(batch["segments"] - 1, 0), mine["index"])
+    )
+    away_BP = ((ops.pick(targets_BLD, mine["index"]) - mean_BPD) ** 2).mean(-1)
+    return Ratio((away_BP * mine["weight"]).sum(), mine["weight"].sum())
 
 
 def set_at(x_BL: Array, index_BP: Array, values_BP: Array) -> Array:

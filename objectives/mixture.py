@@ -39,8 +39,8 @@ def mix(
     A corrupted row holds under `name`, for the objectives that share a pass (their names, split by blanks), what their
     corruptions changed. `predict` gives the arrays of all, as `{objective}/{array}`, and evaluation the scores of each
     likewise; the likelihood is that of the first that has one.
-    Raises ValueError for weights that are not above 0, two objectives of one name, or (while tracing) two terms or
-    metrics of one, and for an objective that freezes what the others train.
+    Raises ValueError for weights that are not above 0, two objectives of one name, a mixture in a mixture, or (while
+    tracing) two terms or metrics of one, and for an objective that freezes what the others train.
     """
     parts = tuple(objective for _, objective in weighted)
     names = [part.name for part in parts]
@@ -55,6 +55,8 @@ def mix(
             f"the objectives of a mixture need names of their own, none of them {name} or backbone; found "
             + ", ".join(names)
         )
+    if inner := [part.name for part in parts if part.parts]:
+        raise ValueError(f"{', '.join(inner)} is a mixture itself: give all its parts in the outer one")
     total = sum(weight for weight, _ in weighted)
     for part in parts:
         if len(parts) > 1 and any(pattern.startswith("backbone") for pattern in part.frozen):

@@ -7,7 +7,7 @@ import jax
 from model import ops
 from model.heads import token_head
 from model.types import Backbone
-from objectives.hiding import hiding
+from objectives.hiding import hiding, original, spread
 from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -30,7 +30,8 @@ def reconstruct(
     embedding table; the relation of `objectives.data2vec` with the input in the teacher's place.
 
     No gradient flows into the target, but the table learns as the model's input, and equal rows would make the loss
-    zero: carry a trained table and freeze it by the stage's rule `("backbone/embed/tokens", False)`.
+    zero: carry a trained table and freeze it by the stage's rule `("backbone/embed/tokens", False)`. The metric
+    `{name}_spread` is the targets' variance within a text: a loss near it has learned no more than the mean.
 
     Args:
       rate .. capacity: of what is hidden, see `objectives.mlm.mlm`.
@@ -45,11 +46,13 @@ def reconstruct(
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
         found_BPE = head.apply(params[name], encode(batch, key, at=mine["index"]).hidden, batch)
-        true_BPE = jax.lax.stop_gradient(ops.take(params["backbone"]["embed"]["tokens"], mine["target"]))
-        error_BP = ((found_BPE - ops.wide(true_BPE)) ** 2).mean(-1)
+        table_VE = jax.lax.stop_gradient(params["backbone"]["embed"]["tokens"])
+        true_BLE = ops.wide(ops.take(table_VE, original(batch, name)))
+        error_BP = ((found_BPE - ops.pick(true_BLE, mine["index"])) ** 2).mean(-1)
         count = mine["weight"].sum()
         term = Term((error_BP * mine["weight"]).sum(), count)
-        return Sums({name: term}, {f"{name}_surplus": Ratio(mine["surplus"].sum(), count)})
+        surplus = Ratio(mine["surplus"].sum(), count)
+        return Sums({name: term}, {f"{name}_surplus": surplus, f"{name}_spread": spread(true_BLE, batch, name)})
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         return dict(prediction=head.apply(params[name], encode(batch, key).hidden, batch))

@@ -58,7 +58,7 @@ def rtd(
         for whoever carries it. That is a third table, without moments.
 
     A corrupted row is as it was, and holds under `name` what `objectives.hiding.hiding` says, with `tokens`, the masked
-    ones: the generator alone reads them, and the backbone never sees a [MASK].
+    ones: the generator alone reads them, and the backbone what it draws in their place.
     `predict` gives `prediction` float32 [B, L], the probability that a token is replaced.
     Raises ValueError for what hiding refuses, an unknown sharing, and a generator that is larger than the backbone or
     of another vocabulary or length.

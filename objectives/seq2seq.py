@@ -169,7 +169,7 @@ def bart(
       empty: with "infill", for each span about so many more that hold nothing: a [MASK] where no token was. Of BART's
         lengths, Poisson's of mean 3, one in 20 is 0: empty=0.05.
       permute: share of the texts whose sentences are read in a random order, as all of BART's are. Pieces tell no
-        sentences: runs of words, `sentence` tokens or so each, stand for them.
+        sentences: runs of `sentence` words or so stand for them.
       the rest: see `translate`.
 
     A corrupted row and `predict` are as `translate` says; what is given to `predict` is read as it is.
@@ -181,7 +181,7 @@ def bart(
     if not 0 <= empty < math.inf or (empty and noise != "infill") or not 0 <= permute <= 1 or not sentence >= 1:
         raise ValueError(
             f"bart empty={empty}, permute={permute}, sentence={sentence} with noise={noise!r}: expected a number of "
-            "empty spans for each span of infill, a share of the texts, and a mean length in tokens of at least 1"
+            "empty spans for each span of infill, a share of the texts, and a mean length in words of at least 1"
         )
 
     def task(key: Array, row: dict) -> tuple[Array, Array, Array, Array]:

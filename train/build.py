@@ -34,9 +34,10 @@ from train.data.layout import LAYOUTS
 from train.data.table import table
 from train.stage import Carry, Stage
 
-# what an objective's key in the params or in a row cannot be
+# what an objective's key in the params, in a row and among the metrics cannot be
 _TAKEN = {
-    "backbone", "tokens", "segments", "positions", "types", "example", "labels", "group", "tags", "answers", "reach",
+    "backbone", "loss", "tokens", "segments", "positions", "types", "example", "labels", "group", "tags", "answers",
+    "reach",
 }  # fmt: skip
 _SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 _LOOKED_AT = 256  # rows of a table that are checked for what they hold
@@ -354,8 +355,8 @@ def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Obj
     for _, part in parts:
         if part.name in _TAKEN or not re.fullmatch(r"[^\s/]+", part.name):
             raise ValueError(
-                f"{name}.objective: the name {part.name!r} is that of something else in a batch or in the params, or "
-                "has a blank or a slash in it; take another"
+                f"{name}.objective: the name {part.name!r} is that of something else in a batch, in params or the log, "
+                "or has a blank or a slash in it; take another"
             )
         checks.axes(part)
     if "mixture" not in made.objective:
@@ -591,9 +592,10 @@ def example_batch(made: Spec, name: str, vocab: Vocab) -> dict[str, jax.ShapeDty
         more += ("a",) * (2 - pair - len(more))
     number = json.dumps([0] * (pair + len(more))) if more else "0"
     label = None if section.get("label") is None else (str(classes[0]) if classes else number)
-    if data["factory"].endswith(":tag_words"):
+    made_by = load(data["factory"]).__name__
+    if made_by == "tag_words":
         label = str(data["classes"][0])
-    if data["factory"].endswith(":answer_windows"):
+    if made_by == "answer_windows":
         pair, label = True, '{"text": ["a"], "answer_start": [0]}'
     record = Record("a", "a" if pair else None, label, "a stand-in", more)
 

@@ -36,6 +36,16 @@ def standard(x, axis):
     return x / np.sqrt((x * x).mean(axis, keepdims=True) + 1e-5)
 
 
+def spread(targets, rows, mine):
+    """Of hidden tokens the squares of what their targets are away from their text's mean, a channel."""
+    out = 0.0
+    for b, p in zip(*np.nonzero(mine["weight"]), strict=True):
+        i = mine["index"][b, p]
+        own = rows["segments"][b] == rows["segments"][b, i]
+        out += ((targets[b, i] - targets[b, own].mean(0)) ** 2).mean()
+    return out
+
+
 @pytest.mark.parametrize("norm, beta", [("layer", 0.5), ("instance", None)])
 def test_loss_against_a_loop(bb, vocab, packed, norm, beta):
     objective = data2vec(bb, vocab, top=2, norm=norm, beta=beta, rate=0.3)
@@ -58,6 +68,9 @@ def test_loss_against_a_loop(bb, vocab, packed, norm, beta):
         each = away**2 if beta is None else np.where(away <= beta, away**2 / (2 * beta), away - beta / 2)
         want += each.mean()
     np.testing.assert_allclose(sums.terms["data2vec"].sum, want, rtol=1e-5)
+    if norm == "layer":
+        apart = spread((standard(layers[2], -1) + standard(layers[3], -1)) / 2, packed, mine)
+        np.testing.assert_allclose(sums.metrics["data2vec_spread"].numerator, apart, rtol=1e-5)
     assert sums.terms["data2vec"].weight == mine["weight"].sum() > 20
 
 
@@ -126,6 +139,8 @@ def test_reconstruct_against_a_loop(vocab, packed):
         i = mine["index"][b, p]
         want += ((found[b, i] - params["backbone"]["embed"]["tokens"][packed["tokens"][b, i]]) ** 2).mean()
     np.testing.assert_allclose(sums.terms["reconstruct"].sum, want, rtol=1e-5)
+    true = np.asarray(params["backbone"]["embed"]["tokens"])[packed["tokens"]]
+    np.testing.assert_allclose(sums.metrics["reconstruct_spread"].numerator, spread(true, packed, mine), rtol=1e-5)
     assert objective.predict(params, partial(bb.encode, params["backbone"]), packed)["prediction"].shape[-1] == 8
 
 

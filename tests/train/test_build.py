@@ -154,6 +154,7 @@ def changed(config: dict, path: str, value) -> dict:
             "mixture tell of rtd_mlm twice",
         ),
         ("pretrain.objective.name", "tokens", "the name 'tokens' is that of something else"),
+        ("pretrain.objective.name", "loss", "the name 'loss' is that of something else"),
         ("pretrain.objective.name", "my mlm", "has a blank or a slash in it"),
         ("pretrain.objective.capacity", 0.0, "mlm capacity=0.0 is a share"),
         (
@@ -420,6 +421,13 @@ def test_a_mixture_and_rows_that_are_prepared_already(folder, tmp_path):
         == alone.rows.read(np.arange(1)).keys()
     )
     assert stage.identity != alone.identity
+
+
+def test_the_shapes_of_a_batch_whose_factory_is_a_function(folder, vocab):
+    config = config_of(folder)
+    shapes = build.example_batch(build.spec(config, "pretrain"), "pretrain", vocab)
+    config["pretrain"]["data"]["factory"] = build.load(config["pretrain"]["data"]["factory"])
+    assert build.example_batch(build.spec(config, "pretrain"), "pretrain", vocab) == shapes
 
 
 @pytest.mark.parametrize(
