@@ -1,7 +1,7 @@
 """Every file in configs/ builds, plans and takes a step, at toy size and on toy text."""
 
 import gzip
-import importlib.util
+import importlib
 import itertools
 import json
 from pathlib import Path
@@ -41,8 +41,18 @@ def data(tmp_path_factory) -> Path:
         (folder / "glue" / "RTE" / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + "".join(lines))
     (folder / "glue" / "STS-B").mkdir()
     lines = [f"{t[:20]}\t{t[20:40]}\t{i % 6}.0\n" for i, t in enumerate(texts)]
-    (folder / "glue" / "STS-B" / "dev.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(lines))
+    for split in ("train", "dev"):
+        text = "sentence1\tsentence2\tscore\n" + "".join(lines)
+        (folder / "glue" / "STS-B" / f"{split}.tsv").write_text(text)
     chosen = [dict(question=t[:6], choices=[t[6:9], t[9:12], t[12:15]], label=i % 3) for i, t in enumerate(texts)]
+    ranked = [line | dict(label=[0, 2, int(line["label"] == 0)]) for line in chosen]
+    (folder / "ranked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ranked))
+    labels = ("a", "b+c", "")
+    (folder / "several.csv").write_text("text,label\n" + "".join(f"{t},{labels[i % 3]}\n" for i, t in enumerate(texts)))
+    (folder / "wnut17").mkdir()
+    for split in ("train", "dev"):
+        tagged = ("\n".join(f"{w}\t{'B-person' if i % 2 else 'O'}" for i, w in enumerate(t.split())) for t in texts)
+        (folder / "wnut17" / f"{split}.conll").write_text("\n\n".join(tagged) + "\n")
     (folder / "choices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in chosen))
     (folder / "squad").mkdir()
     asked = lambda t: {"question": t[:9], "answers": [{"text": t[20:24], "answer_start": 20}]}
@@ -89,25 +99,20 @@ def shrunk(config: dict) -> dict:
     return config
 
 
-def config_of(file: Path, data: Path, tmp_path: Path) -> dict:
-    specification = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    if file.stem == "finetune_glue":
-        return build.plain(module.get_config(f"task=RTE,from={tmp_path / 'imported'},stage=import,pooler=pooler"))
-    if file.stem == "contrastive_stsb":
-        return build.plain(module.get_config(f"from={tmp_path / 'imported'},stage=import"))
-    if file.stem == "finetune_tag":
-        return build.plain(module.get_config(f"task=EWT,from={tmp_path / 'imported'},stage=import"))
-    if file.stem == "finetune_choice":
-        chosen = ",".join(f"{split}={data / 'choices.jsonl'}" for split in ("train", "dev"))
-        return build.plain(module.get_config(f"from={tmp_path / 'imported'},stage=import,{chosen}"))
-    if file.stem == "finetune_squad":
-        return build.plain(module.get_config(f"data={data / 'squad'},from={tmp_path / 'imported'},stage=import"))
-    if file.stem != "finetune_classification":
-        return build.plain(module.get_config())
-    table = data / "labelled.csv"
-    return build.plain(module.get_config(f"from={tmp_path / 'pretrained'},train={table},dev={table},length=24"))
+_IMPORTED = "from={imported},stage=import,"
+ARGUMENTS = {
+    "contrastive_stsb": _IMPORTED,
+    "finetune_choice": _IMPORTED + "train={data}/choices.jsonl,dev={data}/choices.jsonl",
+    "finetune_classification": "from={pretrained},train={data}/labelled.csv,dev={data}/labelled.csv,length=24",
+    "finetune_glue": _IMPORTED + "task=RTE,pooler=pooler",
+    "finetune_squad": _IMPORTED + "data={data}/squad",
+    "finetune_tag": _IMPORTED + "task=EWT",
+}
+
+
+def config_of(name: str, arguments: str = "", **folders: Path) -> dict:
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    return build.plain(get_config(arguments.format(**folders)) if arguments else get_config())
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
@@ -115,13 +120,15 @@ def test_builds_plans_and_steps(file, data, tmp_path, monkeypatch):
     monkeypatch.setenv("ROOTSTOCK_DATA", str(data))
     if file.stem == "finetune_classification":
         pretraining = next(f for f in CONFIGS if f.stem == "pretrain_bert_base")
-        first = shrunk(config_of(pretraining, data, tmp_path))
+        first = shrunk(config_of(pretraining.stem))
         first |= dict(stages=("pretrain",), pretrain=first.pop("short"))
         first.pop("long")
         run(first, tmp_path / "pretrained")
-    if file.stem in ("finetune_glue", "finetune_tag", "finetune_squad", "finetune_choice", "contrastive_stsb"):
+    arguments = ARGUMENTS.get(file.stem, "")
+    if "{imported}" in arguments:
         convert.import_(write_published(tmp_path / "bert", "bert-model"), tmp_path / "imported")
-    config = config_of(file, data, tmp_path)
+    folders = dict(imported=tmp_path / "imported", pretrained=tmp_path / "pretrained", data=data)
+    config = config_of(file.stem, arguments, **folders)
     if of_checkpoint := "size" not in config["backbone"]:  # the checkpoint is a toy
         config = shrunk(config)
     for name in build.stages(config):
@@ -133,6 +140,39 @@ def test_builds_plans_and_steps(file, data, tmp_path, monkeypatch):
         state = loop.fit(build.stage(config, name, tmp_path / "run"), tmp_path / "run")
         assert int(state.step) == 1
         assert checkpoint.steps_in(tmp_path / "run" / name / "checkpoints") == [1]
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("contrastive_stsb", _IMPORTED + "close={data}/glue/STS-B/dev.tsv"),
+        ("finetune_choice", _IMPORTED + "train={data}/ranked.jsonl,dev={data}/ranked.jsonl,most=3,rank=ndcg@10"),
+        (
+            "finetune_classification",
+            _IMPORTED + "train={data}/several.csv,dev={data}/several.csv,classes=a|b|c,separator=+",
+        ),
+        ("finetune_glue", _IMPORTED + "task=STS-B"),
+        ("finetune_tag", _IMPORTED + "task=WNUT,frozen=yes"),
+    ],
+)
+def test_what_else_a_config_offers_builds(name, arguments, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROOTSTOCK_DATA", str(data))
+    convert.import_(write_published(tmp_path / "bert", "bert-model"), tmp_path / "imported")
+    config = shrunk(config_of(name, arguments, imported=tmp_path / "imported", data=data))
+    (stage,) = build.stages(config)
+    made = build.stage(config, stage, tmp_path / "run")
+    assert len(made.rows) and made.best, "best= must name a metric"
+
+
+def test_a_translator_grows_on_what_was_pretrained_with_a_decoder(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROOTSTOCK_DATA", str(data))
+    first = shrunk(config_of("compare_objectives", "objective=t5"))
+    run(first, tmp_path / "t5")
+    config = shrunk(config_of("translate_multi30k", "from={t5}", t5=tmp_path / "t5"))
+    config["translate"]["schedule"]["peak"] = 0.0
+    trained = loop.fit(build.stage(config, "translate", tmp_path / "run"), tmp_path / "run").params
+    held, _, _ = checkpoint.read_params(tmp_path / "t5/pretrain/checkpoints")
+    jax.tree.map(np.testing.assert_array_equal, trained, held)
 
 
 def test_every_config_documents_its_run():
