@@ -18,7 +18,7 @@ Seen, one seed each: all-MiniLM-L6-v2, which knows such pairs already, goes from
 (--config.simcse.steps=250), under five minutes of two CPU cores. Two layers of 128 channels are too small for it: the
 mlm of configs/compare_objectives.py (1,250 steps) goes from 48.7 to 43.8 in these 1,000 steps, its loss from 1.40 to
 0.007; the same backbone untrained (steps=1) from 60.9 to 55.1 in 250. Whatever tells pieces of Wikipedia apart will do,
-and their words do at once. Labels help: with the 1,406 pairs of STS-B's train.tsv that are rated 4 or more that mlm goes
+and their words do at once. Labels help: with the 1,406 pairs of STS-B's train.tsv that are rated 4 or more the mlm goes
 from 48.7 to 61.8:
 
     awk -F'\\t' 'NR == 1 || $10 >= 4' $ROOTSTOCK_DATA/glue/STS-B/train.tsv > close.tsv
