@@ -81,7 +81,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
     if at["size"] not in WIDER:
         raise ValueError(f"size={at['size']} is not one of {', '.join(WIDER)}")
     wider, batch = WIDER[at["size"]], int(at["batch"])
-    rate = float(at["peak"] or peak(at["size"], batch))
+    learning_rate = float(at["peak"] or peak(at["size"], batch))
     train = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_train.jsonl.gz")
     valid = dict(factory="train.data.source:jsonl", path="$ROOTSTOCK_DATA/pretrain/wiki_valid.jsonl.gz")
     rows: dict = dict(factory="train.data.rows:pack_documents", length=128)
@@ -112,7 +112,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
         data=dict(rows, source=train),
         evals=dict(valid=dict(rows, source=valid)),
         optimizer=dict(factory="train.optimizer:adamw", b2=0.98, weight_decay=0.01),
-        schedule=dict(factory="train.schedule:linear", peak=rate, warmup=0.05),
+        schedule=dict(factory="train.schedule:linear", peak=learning_rate, warmup=0.05),
         batch=batch,
         steps=int(at["steps"]),
         seed=int(at["seed"]),

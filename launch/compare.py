@@ -135,15 +135,22 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add, listed = parser.add_argument, lambda text: text.split(",")
+
+    def integers(text: str) -> list[int]:
+        return [int(x) for x in listed(text)]
+
+    def numbers(text: str) -> list[float]:
+        return [float(x) for x in listed(text)]
+
     add("--out", type=Path, required=True, help="a folder; the workdirs are in it")
     add("--objectives", type=listed, default=list(OBJECTIVES), help=f"of {', '.join(OBJECTIVES)} (default: all)")
     add("--tasks", type=listed, default=list(TASKS), help=f"of {', '.join(TASKS)} (default: all)")
-    add("--seeds", type=lambda text: [int(x) for x in listed(text)], default=[0], help="(default: 0)")
+    add("--seeds", type=integers, default=[0], help="(default: 0)")
     add("--size", default="tiny", help="of the backbone (default: %(default)s)")
     add("--steps", type=int, default=2500, help="of pretraining (default: %(default)s)")
     add("--batch", type=int, default=32, help="rows of 128 tokens a step (default: %(default)s)")
     add(
-        "--peaks", type=lambda text: [float(x) for x in listed(text)],
+        "--peaks", type=numbers,
         help="learning rates of pretraining (default: one for all, by size and batch)",
     )  # fmt: skip
     add(

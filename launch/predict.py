@@ -335,6 +335,8 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
             if "source" not in section:
                 _warn(f"{name} has rows and no texts: no {'BLEU' if writes else 'exact match, no F1'}")
                 continue
+            if writes and section["source"].get("pair") is None:  # its rows are spans of one text
+                continue
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
             alone = trained._replace(objective=part)
             if writes:

@@ -66,6 +66,9 @@ def test_unknown_names_are_refused_before_anything_runs(tmp_path, capsys):
         with pytest.raises(SystemExit):
             compare.main([f"--out={tmp_path / 'out'}", f"--{what}=mlm,nonsense"])
         assert f"--{what}:" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare.main([f"--out={tmp_path / 'out'}", "--peaks=1e-3,large"])
+    assert "--peaks: invalid numbers value: '1e-3,large'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,6 @@
 """Predictions come in the order of the texts, are those of each text alone, and carry the config's names of classes."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -220,6 +221,17 @@ def test_what_a_mixture_writes_is_scored(finetuned, toy, monkeypatch):
     assert evaluations(trained, toy.workdir)["dev/seq2seq/bleu"] == 61.0
     assert evaluations(trained_by(finetuned, writes), toy.workdir)["dev/bleu"] == 62.0
     assert scored == ["seq2seq"] * 2
+
+
+def test_spans_of_one_text_have_no_bleu(finetuned, toy):
+    trained = trained_by(finetuned, partial(translate, layers=1, target_length=4))
+    dev = trained.made.evals["dev"]
+    source = {k: v for k, v in dev["source"].items() if k not in ("pair", "label")}
+    spans = dict(factory="train.data.rows:pair_sentences", source=source, length=dev["length"])
+    trained = trained._replace(made=dataclasses.replace(trained.made, evals={"dev": spans}))
+    assert evaluations(trained, toy.workdir).keys() == {
+        "dev/loss", "dev/seq2seq", "dev/seq2seq_accuracy", "dev/seq2seq_nll", "dev/seq2seq_surplus", "dev/seq2seq_lost",
+    }  # fmt: skip
 
 
 def test_evaluations_are_those_of_training(toy, finetuned):
