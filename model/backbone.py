@@ -14,7 +14,7 @@ from model import attention, ops, parts, random, relative
 from model.config import BackboneConfig
 from model.types import Array, Backbone, Batch, Encoded, Params
 
-CAPTURES = ("hidden", "attention")
+CAPTURES = ("hidden", "attention", "mlp")
 
 
 class Past(NamedTuple):
@@ -104,7 +104,8 @@ class Block(nn.Module):
 
     The stream is (x,), or with norm_at="pre" (x, norm(x)), of which the next branch reads the latter. It goes on at
     the places `at` [B, P] alone, where they are given; `view` and `ids` are theirs. `across` is another stream's last
-    states [B, K, D], or the keys and values that `Attention.keys` made of them, and the view of it.
+    states [B, K, D], or the keys and values that `Attention.keys` made of them, and the view of it. Beside the stream
+    it gives what can be captured of it, by name, and the past with this step in it.
     """
 
     cfg: BackboneConfig
@@ -119,19 +120,23 @@ class Block(nn.Module):
         at: Array | None = None,
         across: tuple[Any, attention.View] | None = None,
         past: Past | None = None,
-    ) -> tuple[tuple[Array, ...], Array | None, Past | None]:
+    ) -> tuple[tuple[Array, ...], dict[str, Array | None], Past | None]:
         cfg = self.cfg
         residual = _RESIDUALS[cfg.norm_at]
         kind, activation = parts.MLPS[cfg.mlp]
         feed = kind(cfg, activation, name="mlp")
         own = Attention(cfg, name="attention")
-        probs = None
+        inner: dict[str, Array | None] = {}
 
         def attend(x):
-            nonlocal probs, past
+            nonlocal past
             memory = None if at is None else own.keys(x)
-            x, probs, past = own(ops.pick(x, at), view, key, memory, past)
+            x, inner["attention"], past = own(ops.pick(x, at), view, key, memory, past)
             return _drop(cfg, x, key, "attention_out", ids_BL)
+
+        def transform(x):
+            inner["mlp"] = feed(x)
+            return _drop(cfg, inner["mlp"], key, "mlp_out", ids_BL)
 
         stream = residual(stream, attend, parts.Norm(cfg, name="attention_norm"), at)
         if across is not None:
@@ -143,10 +148,8 @@ class Block(nn.Module):
                 lambda x: _drop(cfg, other(x, seen, site, memory)[0], key, "cross_out", ids_BL),
                 parts.Norm(cfg, name="cross_norm"),
             )
-        stream = residual(
-            stream, lambda x: _drop(cfg, feed(x), key, "mlp_out", ids_BL), parts.Norm(cfg, name="mlp_norm")
-        )
-        return stream, probs, past
+        stream = residual(stream, transform, parts.Norm(cfg, name="mlp_norm"))
+        return stream, inner, past
 
 
 def _drop(cfg: BackboneConfig, x: Array, key: Array | None, site: str, ids: Array) -> Array:
@@ -169,8 +172,8 @@ def backbone(
 
     A row may be longer than `max_length`, a segment of it not: `encode` raises ValueError where it can see that, and
     inside jit makes such tokens nan. It raises ValueError for an unknown capture too. Captures are "hidden"
-    [layers + 1, B, L, D] (the embedding's output first) and "attention" [layers, B, N, L, L] (probabilities before
-    dropout).
+    [layers + 1, B, L, D] (the embedding's output first), "mlp" [layers, B, L, D] (what each feed-forward adds to the
+    stream) and "attention" [layers, B, N, L, L] (probabilities); the latter two before dropout.
 
     Example:
       >>> bert = backbone(sized("tiny", V=30522))
@@ -219,11 +222,11 @@ def backbone(
         def run(kind: str, stream: tuple[Array, ...], params_l: Params, index: Array):
             key_l = None if key is None else random.fold(key, index)
             at_l = at if kind == "last" else None
-            stream, probs, _ = block.apply(params_l, stream, views[kind], ops.pick(ids_BL, at_l), key_l, at_l)
+            stream, inner, _ = block.apply(params_l, stream, views[kind], ops.pick(ids_BL, at_l), key_l, at_l)
             if kind == "first":
                 stream = _RESIDUALS[cfg.norm_at](stream, near_tokens, partial(through, "conv_norm"))
             stream = tuple(constrain(x, ("batch", "length", "width")) for x in stream)
-            return stream, {k: v for k, v in {"hidden": stream[0], "attention": probs}.items() if k in capture}
+            return stream, {k: v for k, v in (inner | {"hidden": stream[0]}).items() if k in capture}
 
         def near_tokens(_):
             found = owned["conv"].apply(params["conv"], x_BLD, batch["segments"])

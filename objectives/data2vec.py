@@ -35,8 +35,10 @@ def data2vec(
     capacity: float | None = None,
     name: str = "data2vec",
 ) -> Objective:
-    """At each hidden token a linear map of the student's state against the mean of the teacher's top layers there
-    (Baevski et al. 2022, https://arxiv.org/abs/2202.03555, sections 3.2 to 3.4).
+    """At each hidden token two layers on the student's state against the mean of the teacher's top layers there
+    (Baevski et al. 2022, https://arxiv.org/abs/2202.03555, sections 3.2 to 3.4). Of a layer it is what the feed-forward
+    adds, before the sum with the stream: the best of the paper's target features, and what its authors' code has for
+    text (fairseq, examples/data2vec). What leaves the layer holds the stream's embedding of the token as well.
 
     The teacher reads the text as it was, without dropout. It owns all leaves of a backbone but the embedding, which is
     the student's (section 3.2), under `{name}/teacher`: frozen leaves (`Objective.frozen`) that begin as the student,
@@ -44,8 +46,7 @@ def data2vec(
     params are bfloat16, steps of a thousandth would be lost.
 
     Args:
-      top: how many of the last layers' outputs are averaged: what leaves the layer, after its last sum, and its norm
-        where norms are of sums. (The paper prefers the feed-forward's output before that sum, for speech.)
+      top: how many of the last layers are averaged.
       norm: of each layer's output before they are averaged, without parameters: "layer" over a token's channels, or
         "instance" of each channel over the tokens of the segment (section 3.3).
       beta: of the smooth L1 loss, d**2 / (2 beta) for |d| <= beta and |d| - beta / 2 beyond; None for d**2. The loss
@@ -74,12 +75,12 @@ def data2vec(
         )
     hide = hiding(name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span,
                   ngrams=ngrams, capacity=capacity)  # fmt: skip
-    head = token_head(cfg, cfg.D, dropout=0.0)
+    head = token_head(cfg, cfg.D, activation="gelu", dropout=0.0)
 
     def targets(params: dict, batch) -> Array:
         theirs = jax.lax.stop_gradient({"embed": params["backbone"]["embed"]} | params[name]["teacher"])
         whole = dict(batch) | {"tokens": original(batch, name)}
-        layers_NBLD = backbone.encode(theirs, whole, capture=("hidden",)).captured["hidden"][-top:]
+        layers_NBLD = backbone.encode(theirs, whole, capture=("mlp",)).captured["mlp"][-top:]
         return jnp.stack([_standard(ops.wide(x_BLD), whole, norm) for x_BLD in layers_NBLD]).mean(0)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:

@@ -76,6 +76,17 @@ def test_captures():
         bb.encode(params, batch, capture=("maps",))
 
 
+def test_capture_of_the_mlp_is_what_a_layer_adds_where_its_attention_adds_nothing():
+    bb = backbone(sized("modern-base", **MODERN))
+    params = params_of(bb)
+    out = params["layers"]["attention"]["out"]
+    params["layers"]["attention"]["out"] = jax.tree.map(jnp.zeros_like, out)
+    captured = bb.encode(params, pack([[0, 1], [2, 3]], 40, 2), capture=("hidden", "mlp")).captured
+    assert captured["mlp"].shape == (5, 2, 40, 16)
+    np.testing.assert_allclose(captured["mlp"], np.diff(captured["hidden"], axis=0), atol=1e-5)
+    assert abs(captured["mlp"]).max() > 0.1
+
+
 def test_types_of_a_model_that_has_one():
     """A table of one row is added to all tokens, whatever types a pair's have; its gradient is theirs."""
     bb = backbone(sized("tiny", **TOY, types=1, dropout=0.0, attention_dropout=0.0))

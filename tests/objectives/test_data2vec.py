@@ -52,24 +52,24 @@ def test_loss_against_a_loop(bb, vocab, packed, norm, beta):
     params = params_of(bb, objective)
     sums, batch = sums_of(objective, bb, params, packed)
     teacher = {"embed": params["backbone"]["embed"]} | params["data2vec"]["teacher"]
-    layers = np.asarray(bb.encode(teacher, packed, capture=("hidden",)).captured["hidden"], np.float64)
+    layers = np.asarray(bb.encode(teacher, packed, capture=("mlp",)).captured["mlp"], np.float64)
     student = np.asarray(bb.encode(params["backbone"], batch).hidden, np.float64)
-    head = params["data2vec"]["head"]["out"]
-    mine, want = batch["data2vec"], 0.0
+    head, mine, want = params["data2vec"]["head"], batch["data2vec"], 0.0
+    student = np.asarray(jax.nn.gelu(student @ head["transform"]["kernel"] + head["transform"]["bias"], approximate=False))
     for b, p in zip(*np.nonzero(mine["weight"]), strict=True):
         i = mine["index"][b, p]
         if norm == "layer":
-            target = (standard(layers[2, b, i], -1) + standard(layers[3, b, i], -1)) / 2
+            target = (standard(layers[1, b, i], -1) + standard(layers[2, b, i], -1)) / 2
         else:
             own = packed["segments"][b] == packed["segments"][b, i]
             at = own[:i].sum()
-            target = (standard(layers[2, b, own], 0)[at] + standard(layers[3, b, own], 0)[at]) / 2
-        away = np.abs(student[b, i] @ head["kernel"] + head["bias"] - target)
+            target = (standard(layers[1, b, own], 0)[at] + standard(layers[2, b, own], 0)[at]) / 2
+        away = np.abs(student[b, i] @ head["out"]["kernel"] + head["out"]["bias"] - target)
         each = away**2 if beta is None else np.where(away <= beta, away**2 / (2 * beta), away - beta / 2)
         want += each.mean()
     np.testing.assert_allclose(sums.terms["data2vec"].sum, want, rtol=1e-5)
     if norm == "layer":
-        apart = spread((standard(layers[2], -1) + standard(layers[3], -1)) / 2, packed, mine)
+        apart = spread((standard(layers[1], -1) + standard(layers[2], -1)) / 2, packed, mine)
         np.testing.assert_allclose(sums.metrics["data2vec_spread"].numerator, apart, rtol=1e-5)
     assert sums.terms["data2vec"].weight == mine["weight"].sum() > 20
 
