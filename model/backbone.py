@@ -135,8 +135,8 @@ class Block(nn.Module):
             return _drop(cfg, x, key, "attention_out", ids_BL)
 
         def transform(x):
-            inner["mlp"] = feed(x)
-            return _drop(cfg, inner["mlp"], key, "mlp_out", ids_BL)
+            inner["mlp"] = added = feed(x)
+            return _drop(cfg, added, key, "mlp_out", ids_BL)
 
         stream = residual(stream, attend, parts.Norm(cfg, name="attention_norm"), at)
         if across is not None:

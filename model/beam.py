@@ -30,6 +30,7 @@ def search(
     *,
     start: int,
     end: int,
+    pad: int,
     banned_V: Array,
     beams: int,
     steps: int,
@@ -37,7 +38,7 @@ def search(
 ) -> tuple[Array, Array]:
     """(tokens int32 [B, S, steps], score float32 [B, S]) of the best text of each that is wanted, bool [B, S].
 
-    A text is finished by `end`, which is its last token, or by having `steps` tokens; zeros follow. Its score is
+    A text is finished by `end`, which is its last token, or by having `steps` tokens; `pad` follows. Its score is
     log p(text) / ((5 + tokens) / 6) ** penalty (Wu et al. 2016, https://arxiv.org/abs/1609.08144, equation 14). Of each
     step's candidates the `beams` likeliest are finished where they end, and the likeliest that do not end go on. The
     search ends when none that goes on can become better than what is finished.
@@ -78,7 +79,7 @@ def search(
         last_BSK = jnp.take_along_axis(token_BSC, kept_BSK, 2)
         return _State(s.at + 1, tokens_BSKT, total_BSK, best, score, last_BSK, cache)
 
-    nothing = jnp.zeros((B, S, K, steps), jnp.int32)
+    nothing = jnp.full((B, S, K, steps), pad, jnp.int32)
     alike = jnp.full((B, S, K), never, jnp.float32).at[..., 0].set(0.0)  # all beams begin as one
     first = _State(
         jnp.int32(0), nothing, alike, nothing[:, :, 0], jnp.full((B, S), never, jnp.float32),
@@ -86,7 +87,7 @@ def search(
     )  # fmt: skip
     s = jax.lax.while_loop(goes_on, go_on, first)
     best, score = _better(s.best, s.score, s.tokens, worth(s.total, s.at))
-    return jnp.where(wanted_BS[..., None], best, 0), jnp.where(wanted_BS, score, 0.0)
+    return jnp.where(wanted_BS[..., None], best, pad), jnp.where(wanted_BS, score, 0.0)
 
 
 def _better(best_BST: Array, score_BS: Array, tokens_BSCT: Array, worth_BSC: Array) -> tuple[Array, Array]:

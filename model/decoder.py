@@ -60,7 +60,7 @@ def decoder(
     """
     if layers is not None and layers < 1:
         raise ValueError(f"decoder layers={layers} must be at least 1, or None for the encoder's {cfg.layers}")
-    cfg = dataclasses.replace(cfg, layers=layers or cfg.layers, share=1, pattern=("global",))
+    cfg = dataclasses.replace(cfg, layers=layers or cfg.layers, share=1, pattern=("global",), conv=0)
     theta = cfg.theta if cfg.position == "rope" else None
     view_of = partial(attention.view, window=None, theta=theta, H=cfg.H)
     ids, batch = like()

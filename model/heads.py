@@ -177,6 +177,7 @@ class _Outputs(nn.Module):
     norm: bool
     dropout: float
     first: str
+    site: str
 
     @nn.compact
     def __call__(self, x_BLD: Array, ids_BL: Array, key: Array | None) -> Array:
@@ -186,7 +187,7 @@ class _Outputs(nn.Module):
             x_BLD = _activated(cfg, self.activation, x_BLD)
         if self.norm:
             x_BLD = parts.Norm(cfg, name="norm")(x_BLD)
-        site = None if key is None else random.fold(key, "pooled")
+        site = None if key is None else random.fold(key, self.site, "outputs")
         x_BLD = ops.wide(random.dropout(x_BLD, self.dropout, site, ids_BL))
         # not rounded to bfloat16, in which half of all choices would tie and a regression have a few values
         wide = dataclasses.replace(cfg, dtype=x_BLD.dtype.name)
@@ -201,19 +202,20 @@ def pooled_head(
     activation: str = "tanh",
     norm: bool = False,
     dropout: float = 0.1,
+    name: str = "",
 ) -> Part:
     """BERT's pooler and a linear map: `apply(params, encode, batch, key) -> [B, S, outputs]` in float32.
 
     With `outputs` classes it is a classifier, with one a regressor. `encode(batch, key, at=...)` holds the backbone's
     params. `pooling` makes one vector of each packed segment, see `pool`; the pooler's `activation` and `norm` are as
-    the family has them.
+    the family has them. What is dropped is drawn by `name`, the objective's.
     """
     if pooling not in POOLS:
         raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLS)}")
     _check_activation(activation)
     _check_dropout(dropout)
     x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
-    head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "pooler"), x, ids, None)
+    head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "pooler", name), x, ids, None)
 
     def apply(params, encode: Callable[..., Encoded], batch: Batch, key: Array | None = None) -> Array:
         return head.apply(params, _pooled(encode, batch, key, pooling), random.segments(dict(batch)), key)
@@ -222,19 +224,25 @@ def pooled_head(
 
 
 def token_head(
-    cfg: BackboneConfig, outputs: int, *, activation: str | None = None, norm: bool = False, dropout: float = 0.1
+    cfg: BackboneConfig,
+    outputs: int,
+    *,
+    activation: str | None = None,
+    norm: bool = False,
+    dropout: float = 0.1,
+    name: str = "",
 ) -> Part:
     """Outputs for each token: `apply(params, hidden [B, L, D], batch, key) -> [B, L, outputs]` in float32.
 
     A linear map, of a transform with an `activation` (and a `norm`) where one is given. Two outputs are the start and
     the end of an answer (Devlin et al. 2018, section 4.2), one tells replaced tokens from true ones (Clark et al.
-    2020, https://arxiv.org/abs/2003.10555), more are tags.
+    2020, https://arxiv.org/abs/2003.10555), more are tags. What is dropped is drawn by `name`, the objective's.
     """
     if activation is not None:
         _check_activation(activation)
     _check_dropout(dropout)
     x, ids = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype), jax.ShapeDtypeStruct((1, 1), jnp.uint32)
-    head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "transform"), x, ids, None)
+    head = parts.part(_Outputs(cfg, outputs, activation, norm, dropout, "transform", name), x, ids, None)
 
     def apply(params, hidden_BLD: Array, batch: Batch, key: Array | None = None) -> Array:
         return head.apply(params, hidden_BLD, random.tokens(dict(batch)), key)

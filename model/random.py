@@ -129,9 +129,15 @@ def generator(seed: int) -> Array:
 def _bits(key_1: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
     n = math.prod(shape)
     counter = jax.lax.iota(jnp.uint32, n).reshape(shape) * _GOLDEN
-    low = _mix(fold(key_1[0], "bits") + counter)
+
+    def words(site: str) -> Array:
+        # mixed twice, by two words of the key: after one mixing all streams are parts of one cycle of 2**32 numbers,
+        # and of a large model's leaves some would share theirs
+        return _mix(_mix(fold(key_1[0], site) + counter) + fold(key_1[0], site, "again"))
+
+    low = words("bits")
     if bit_width == 64:
-        return low.astype(jnp.uint64) << 32 | _mix(fold(key_1[0], "high bits") + counter).astype(jnp.uint64)
+        return low.astype(jnp.uint64) << 32 | words("high bits").astype(jnp.uint64)
     return low if bit_width == 32 else low.astype(jnp.dtype(f"uint{bit_width}"))
 
 

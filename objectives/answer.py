@@ -37,7 +37,7 @@ def answer(
     """
     if longest < 1:
         raise ValueError(f"answer longest={longest}: an answer has at least 1 token")
-    head = token_head(backbone.config, 2, activation=activation, norm=norm, dropout=dropout)
+    head = token_head(backbone.config, 2, activation=activation, norm=norm, dropout=dropout, name=name)
 
     def logits(params: dict, encode, batch, key) -> Array:
         logits_BL2 = head.apply(params[name], encode(batch, key).hidden, batch, key)

@@ -36,7 +36,9 @@ def choose(
         raise ValueError(
             f"choose reads each candidate with its question, and cannot rank a whole corpus by {afar[0]!r}"
         )
-    head = pooled_head(backbone.config, 1, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
+    head = pooled_head(
+        backbone.config, 1, pooling=pooling, activation=activation, norm=norm, dropout=dropout, name=name
+    )
 
     def logits(params: dict, encode, batch, key) -> Array:
         return head.apply(params[name], encode, batch, key)[..., 0]
@@ -58,9 +60,16 @@ def choose(
         p_BSS = jax.nn.softmax(_choices(own_BS, batch))
         return dict(logits=own_BS, prediction=jnp.diagonal(p_BSS, axis1=1, axis2=2))
 
+    def refuse(rows: dict) -> str:
+        if (rows["labels"] > 0).any():
+            return ""
+        N = len(rows["labels"])
+        return f"chooses the texts that have a label above 0, and in the {N} rows looked at there is none"
+
     return Objective(
-        name, loss, predict, head.init, head.axes, scores=tuple(scores), needs=("labels", "group", "types")
-    )
+        name, loss, predict, head.init, head.axes, scores=tuple(scores), needs=("labels", "group", "types"),
+        refuse=refuse,
+    )  # fmt: skip
 
 
 def _choices(own_BS: Array, batch) -> Array:

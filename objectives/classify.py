@@ -31,7 +31,9 @@ def classify(
     """
     if classes < 2:
         raise ValueError(f"classify needs at least 2 classes, not {classes}; for a number use objectives.regress")
-    head = pooled_head(backbone.config, classes, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
+    head = pooled_head(
+        backbone.config, classes, pooling=pooling, activation=activation, norm=norm, dropout=dropout, name=name
+    )
 
     def logits(params: dict, encode, batch, key) -> Array:
         return head.apply(params[name], encode, batch, key)
@@ -80,7 +82,9 @@ def multilabel(
         raise ValueError(f"multilabel needs at least 1 class, not {classes}")
     if not 0 < threshold < 1:
         raise ValueError(f"multilabel threshold={threshold} is a probability, between 0 and 1")
-    head = pooled_head(backbone.config, classes, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
+    head = pooled_head(
+        backbone.config, classes, pooling=pooling, activation=activation, norm=norm, dropout=dropout, name=name
+    )
 
     def logits(params: dict, encode, batch, key) -> Array:
         return head.apply(params[name], encode, batch, key)

@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops, random
 from model.heads import members, pooled, present
@@ -115,8 +116,21 @@ def contrastive(
         scored_BS = (batch["group"] > 0) & (first_BS != jnp.arange(first_BS.shape[1])[None])
         return dict(embedding=x_BSD, prediction=likeness_BS, scored=scored_BS)
 
+    def refuse(rows: dict) -> str:
+        if positives == "dropout":
+            return ""
+        group_NS = rows["group"]
+        length_NS = (rows["segments"][:, None] == np.arange(1, group_NS.shape[1] + 1)[None, :, None]).sum(-1)
+        follows_NS = (group_NS > 0) & (group_NS == np.pad(group_NS[:, :-1], ((0, 0), (1, 0))))
+        if (length_NS[follows_NS] > 2).any():  # more than [CLS] and [SEP]
+            return ""
+        return (
+            f"draws a text near to the second of its group, and in the {len(group_NS)} rows looked at no group has a "
+            "second that is not empty: see which columns the source's pair= and more= name"
+        )
+
     return Objective(
-        name, loss, predict, head.init, head.axes, join=join, scores=tuple(scores), scored=("group",),
+        name, loss, predict, head.init, head.axes, join=join, scores=tuple(scores), scored=("group",), refuse=refuse,
         needs=("group",) if positives == "group" else (),
     )  # fmt: skip
 

@@ -92,7 +92,7 @@ def diffusion(
             else:
                 site = random.fold(key, name, i)
                 new_BL = (said_BLV + random.gumbel(site, ids_BL, said_BLV.shape[-1])).argmax(-1)
-                order_BL = random.uniform(random.fold(key, "order"), ids_BL)
+                order_BL = random.uniform(random.fold(key, name, "order"), ids_BL)
             # by place in the order: of those that are certain all have one probability, and one rank
             place_BL = jnp.argsort(jnp.argsort(order_BL, stable=True), stable=True).astype(jnp.float32)
             rank_BL = jax.vmap(rank)(batch["segments"], place_BL, hidden_BL)

@@ -40,7 +40,8 @@ def mix(
     corruptions changed. `predict` gives the arrays of all, as `{objective}/{array}`, and evaluation the scores of each
     likewise; the likelihood is that of the first that has one.
     Raises ValueError for weights that are not above 0, two objectives of one name, a mixture in a mixture, or (while
-    tracing) two terms or metrics of one, and for an objective that freezes what the others train.
+    tracing) two terms or metrics of one, and for an objective that freezes what the others train without making it of
+    leaves that they can train (`Objective.view`), or two that do.
     """
     parts = tuple(objective for _, objective in weighted)
     names = [part.name for part in parts]
@@ -58,11 +59,13 @@ def mix(
     if inner := [part.name for part in parts if part.parts]:
         raise ValueError(f"{', '.join(inner)} is a mixture itself: give all its parts in the outer one")
     total = sum(weight for weight, _ in weighted)
+    frozen = tuple(pattern for part in parts for pattern in part.frozen)
     for part in parts:
-        if len(parts) > 1 and any(pattern.startswith("backbone") for pattern in part.frozen):
+        ours = [pattern for pattern in part.frozen if pattern.startswith("backbone")]
+        if len(parts) > 1 and ours and (part.view is Objective._field_defaults["view"] or len({*frozen}) < len(frozen)):
             raise ValueError(
-                f"{part.name} freezes {', '.join(part.frozen)}, which the other objectives of the mixture would train: "
-                f"take it alone, or so that it shares them (rtd sharing='tied')"
+                f"{part.name} freezes {', '.join(ours)}, which the other objectives of the mixture would train: take "
+                "it alone, or so that it shares them (rtd sharing='tied')"
             )
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
@@ -133,9 +136,13 @@ def mix(
             params = part.after(params, step)
         return params
 
+    def view(params: dict) -> dict:
+        for part in parts:
+            params = part.view(params)
+        return params
+
     joins = any(part.join is not None for part in parts)
     axes = {part.name: part.axes for part in parts}
-    frozen = tuple(pattern for part in parts for pattern in part.frozen)
     needs = tuple(dict.fromkeys(need for part in parts for need in part.needs))
     return Objective(
         name,
@@ -146,6 +153,7 @@ def mix(
         corrupt,
         begin=begin,
         after=after,
+        view=view,
         frozen=frozen,
         join=join if joins else None,
         needs=needs,

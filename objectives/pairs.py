@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops, random
 from model.heads import pooled_head, present
@@ -24,7 +25,8 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     A corrupted row holds the new `tokens`, `segments`, `positions` and `types`, and under `name` `label` int32 [S], 0
     where the second span follows the first and 1 where it does not.
     `predict` gives `prediction` int32 [B, S] and `probabilities` [B, S, 2].
-    Raises ValueError unless `rate` lies between 0 and 1, and for rows that hold one pair alone.
+    Raises ValueError unless `rate` lies between 0 and 1, and for rows that hold one pair alone; rows are refused of
+    which none holds two.
     """
     if not 0 < rate < 1:
         raise ValueError(f"{name} rate={rate} is the share of pairs that lose their second span, between 0 and 1")
@@ -54,7 +56,22 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
         row = _joined(row, first_S, second_S, source_S, kept_S, vocab.pad)
         return row | {name: dict(label=changed_S.astype(jnp.int32), there=counted_S.astype(jnp.float32))}
 
-    return _binary(backbone, name, corrupt, dropout)
+    def refuse(rows: dict) -> str:
+        spans_NS = _spans(rows) > 1
+        if (spans_NS.sum(-1) > 1).any() or spans_NS.shape[1] < 2:  # which is refused while tracing
+            return ""
+        return (
+            f"changes the second spans of pairs that share a row, and in the {len(spans_NS)} rows looked at each pair "
+            "with one has a row to itself: make the pairs shorter (longest=), or the rows longer"
+        )
+
+    return _binary(backbone, name, corrupt, dropout)._replace(refuse=refuse)
+
+
+def _spans(rows: dict) -> np.ndarray:
+    """int [N, S]: tokens of type 1 of each packed segment."""
+    of_NSL = rows["segments"][:, None] == np.arange(1, rows["example"].shape[1] + 1)[None, :, None]
+    return (of_NSL & (rows["types"] == 1)[:, None]).sum(-1)
 
 
 def _couples(second_S: Array, there_S: Array, luck_S: Array) -> tuple[Array, Array]:
@@ -77,7 +94,8 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
     Rows hold pairs, as `train.data.rows:pair_sentences` makes them. A corrupted row holds the new `tokens` and `types`,
     and under `name` `label` int32 [S], 1 where they changed, and `there` float32 [S], 0 of a text alone, which is
     neither changed nor counted. `predict` as of `nsp`.
-    Raises ValueError unless `rate` lies between 0 and 1.
+    Raises ValueError unless `rate` lies between 0 and 1; rows are refused whose spans two separators part (as RoBERTa's
+    tokenizer has it in `label_examples`).
     """
     if not 0 < rate < 1:
         raise ValueError(f"{name} rate={rate} is the share of pairs that change order, between 0 and 1")
@@ -98,7 +116,17 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
         mine = dict(label=changed_S.astype(jnp.int32), there=there_S.astype(jnp.float32))
         return row | {"tokens": tokens_L, "types": types_L, name: mine}
 
-    return _binary(backbone, name, corrupt, dropout)
+    def refuse(rows: dict) -> str:
+        ends_NL = (rows["tokens"] == vocab.sep) & (rows["segments"] > 0)
+        last_NL = ends_NL[:, 1:] & (rows["types"][:, 1:] == 0)
+        if not (last_NL & ends_NL[:, :-1]).any():
+            return ""
+        return (
+            "changes the order of spans that end in one separator each, and in these rows the first ends in two, which "
+            "would tell it: prepare them by train.data.rows:pair_sentences"
+        )
+
+    return _binary(backbone, name, corrupt, dropout)._replace(refuse=refuse)
 
 
 def lengths(row: dict) -> tuple[Array, Array]:
@@ -133,7 +161,7 @@ def _joined(row: dict, first_S: Array, second_S: Array, source_S: Array, kept_S:
 
 def _binary(backbone: Backbone, name: str, corrupt, dropout: float) -> Objective:
     """Two classes on the pooled segment, by BERT's pooler."""
-    head = pooled_head(backbone.config, 2, dropout=dropout)
+    head = pooled_head(backbone.config, 2, dropout=dropout, name=name)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         present_BS = present(batch) * batch[name]["there"]

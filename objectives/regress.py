@@ -22,7 +22,9 @@ def regress(
     The batch's `labels` are float32 [B, S]. See `objectives.classify` for the head's options. `predict` gives
     `prediction` float32 [B, S]. Raises ValueError for labels that are classes.
     """
-    head = pooled_head(backbone.config, 1, pooling=pooling, activation=activation, norm=norm, dropout=dropout)
+    head = pooled_head(
+        backbone.config, 1, pooling=pooling, activation=activation, norm=norm, dropout=dropout, name=name
+    )
 
     def outputs(params: dict, encode, batch, key) -> Array:
         return head.apply(params[name], encode, batch, key)[..., 0]

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -52,10 +51,10 @@ def rtd(
         where both have the like, and both losses train them (section 3.2). "none": each has its own. "gdes":
         gradient-disentangled (He et al. 2021, https://arxiv.org/abs/2111.09543, section 3.2 and equation 5): the
         generator's E is trained by its own loss alone, and the discriminator reads E + delta, where delta begins at
-        zero and the discriminator's loss trains it alone. E is `{name}/generator/embed/tokens` and delta
-        `{name}/delta`; `backbone/embed/tokens` is a frozen leaf that begins as E (what is carried becomes E, less a
-        carried delta) and after each update is made their sum, so that the backbone alone is the whole discriminator,
-        for whoever carries it. That is a third table, without moments.
+        zero and the discriminator's loss trains it alone, in a mixture those of the other objectives too. E is
+        `{name}/generator/embed/tokens` and delta `{name}/delta`; `backbone/embed/tokens` is a frozen leaf that begins
+        as E (what is carried becomes E, less a carried delta) and after each update is made their sum, so that the
+        backbone alone is the whole discriminator, for whoever carries it. That is a third table, without moments.
 
     A corrupted row is as it was, and holds under `name` what `objectives.hiding.hiding` says, with `tokens`, the masked
     ones: the generator alone reads them, and the backbone what it draws in their place.
@@ -105,9 +104,6 @@ def rtd(
         theirs = own["generator"]
         if sharing == "tied":
             theirs = _with(theirs, **{k: params["backbone"]["embed"][k] for k in tied})
-        if sharing == "gdes":
-            summed_VE = jax.lax.stop_gradient(theirs["embed"]["tokens"]) + own["delta"]
-            encode = partial(backbone.encode, _with(params["backbone"], tokens=summed_VE))
         site = None if key is None else random.fold(key, name, "generator")
         masked = dict(batch) | {"tokens": mine["tokens"]}
         hidden_BPD = author.encode(theirs, masked, site, at=mine["index"]).hidden
@@ -160,14 +156,18 @@ def rtd(
         theirs = _with(own, tokens=tokens_VE.astype(own["embed"]["tokens"].dtype))
         return params | {name: params[name] | {"generator": theirs}}
 
-    def after(params: dict, step: Array) -> dict:
-        summed_VE = params[name]["generator"]["embed"]["tokens"] + params[name]["delta"]
+    def view(params: dict) -> dict:
+        summed_VE = jax.lax.stop_gradient(params[name]["generator"]["embed"]["tokens"]) + params[name]["delta"]
         summed_VE = summed_VE.astype(params["backbone"]["embed"]["tokens"].dtype)
         return params | {"backbone": _with(params["backbone"], tokens=summed_VE)}
 
+    def after(params: dict, step: Array) -> dict:
+        return view(params)
+
     axes |= {"delta": author.axes["embed"]["tokens"]}
     return Objective(
-        name, loss, predict, init, axes, corrupt, begin=begin, after=after, frozen=("backbone/embed/tokens",)
+        name, loss, predict, init, axes, corrupt, begin=begin, after=after, view=view,
+        frozen=("backbone/embed/tokens",),
     )  # fmt: skip
 
 

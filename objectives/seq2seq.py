@@ -59,7 +59,7 @@ def translate(
     `surplus`, how many tokens of that were cut, and `lost`, how many of the source; of a segment whose source is lost
     whole nothing is written.
     `predict` gives `prediction` int32 [B, S, T], T the least of target_length and the backbone's max_length, which ends
-    in [SEP] if it is finished, zeros following, `score` float32 [B, S], and `lost` float32 [B], how many tokens of a
+    in [SEP] if it is finished, [PAD] following, `score` float32 [B, S], and `lost` float32 [B], how many tokens of a
     row's sources were not read. Of a row without types it reads all.
     Raises ValueError for what is out of bounds.
     """
@@ -276,7 +276,7 @@ def _objective(
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         L, S = row["tokens"].shape[0], row["example"].shape[0]
-        read_LR, kept_LR, written_LW, kept_LW = task(key, row)
+        read_LR, kept_LR, written_LW, kept_LW = task(random.fold(key, name), row)
         source, lost = _stream(row, read_LR, kept_LR, min(source_length or L, L))
         there_S = (source["segments"][None] == jnp.arange(1, S + 1)[:, None]).any(-1)  # of others nothing is read
         read_LW = kept_LW & ops.take(there_S, jnp.maximum(row["segments"] - 1, 0))[:, None]
@@ -330,7 +330,8 @@ def _objective(
 
         prediction_BST, score_BS = beam.search(
             write, lambda cache, index_BQ: cache.take(index_BQ), cache, present(source) > 0,
-            start=vocab.cls, end=vocab.sep, banned_V=jnp.asarray(banned_V), beams=beams, steps=steps, penalty=penalty,
+            start=vocab.cls, end=vocab.sep, pad=vocab.pad, banned_V=jnp.asarray(banned_V), beams=beams, steps=steps,
+            penalty=penalty,
         )  # fmt: skip
         return dict(prediction=prediction_BST, score=score_BS, lost=lost_B)
 

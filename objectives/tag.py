@@ -31,7 +31,7 @@ def tag(
     """
     if isinstance(classes, str) or len(set(classes)) != len(classes) or len(classes) < 2:
         raise ValueError(f"tag classes={classes!r}: expected a tuple of at least two names, none twice")
-    head = token_head(backbone.config, len(classes), activation=activation, norm=norm, dropout=dropout)
+    head = token_head(backbone.config, len(classes), activation=activation, norm=norm, dropout=dropout, name=name)
     entities = all(c == "O" or c.startswith(("B-", "I-", "E-", "S-")) for c in classes)
 
     def logits(params: dict, encode, batch, key) -> Array:

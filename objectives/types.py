@@ -84,6 +84,10 @@ def _as_made(params: dict) -> dict:
     return params
 
 
+def _nothing_wrong(rows: dict) -> str:
+    return ""
+
+
 class Objective(NamedTuple):
     """A training task as pure functions, made by a factory `(backbone, vocab, **hyperparameters) -> Objective`.
 
@@ -100,12 +104,16 @@ class Objective(NamedTuple):
     begin:    params -> params, once, before a fresh stage's first step: after `init` and after what is carried (an EMA
               teacher that begins as the student); not where a run is resumed or forked
     after:    (params, step) -> params, once an update is done (an EMA teacher)
+    view:     params -> params, before each use in training and evaluation: a frozen leaf made of learned ones
+              (gradient-disentangled embeddings), which `after` keeps in the tree for whoever reads it without
     frozen:   patterns of paths in the whole tree that no gradient is for, as a teacher's, which `after` alone moves;
               `train.build` puts them before the stage's `learned` rules
     join:     (params, outputs, batch) -> Sums where the loss couples examples (contrastive); `outputs` is then the
               whole batch's, and the step differentiates through it exactly, microbatch by microbatch
               (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983)
     needs:    what its rows must hold beside tokens, as "labels" or "types"; rows without are an error before training
+    refuse:   rows -> what is wrong with them, "" if nothing: numpy arrays [N, ...] of some of a data set, that hold
+              what it needs. Rows of which nothing could be learned are an error before training
     writes:   whether `prediction` is a text of ids for each segment, int32 [B, S, T]
     scores:   names of evaluation scores that are not ratios of sums, computed on `prediction` [B, S, ...] of `predict`,
               of the segments that its `scored` bool [B, S] tells, by default all
@@ -129,10 +137,12 @@ class Objective(NamedTuple):
     corrupt: Callable[[Array, dict, Array], dict] = _as_it_is
     begin: Callable[[dict], dict] = _as_made
     after: Callable[[dict, Array], dict] = _unchanged
+    view: Callable[[dict], dict] = _as_made
     frozen: tuple[str, ...] = ()
     join: Callable[..., Sums] | None = None
     scores: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    refuse: Callable[[dict], str] = _nothing_wrong
     truth: str = "labels"
     classes: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()

@@ -161,7 +161,7 @@ def test_what_else_a_config_offers_builds(name, arguments, data, tmp_path, monke
     config = shrunk(config_of(name, arguments, imported=tmp_path / "imported", data=data))
     (stage,) = build.stages(config)
     made = build.stage(config, stage, tmp_path / "run")
-    assert len(made.rows) and made.best, "best= must name a metric"
+    assert len(made.rows) and made.best  # which is a metric of its evaluations, or it would not be built
 
 
 def test_a_translator_grows_on_what_was_pretrained_with_a_decoder(data, tmp_path, monkeypatch):

@@ -115,6 +115,7 @@ CASES |= {
     "mixture-join": Case(mixed((1.0, mlm), (0.5, partial(contrastive, temperature=0.5)), (0.3, causal))),
     "mixture-teacher": Case(mixed((1.0, partial(data2vec, top=2)), (0.5, sop))),
     "mixture-rtd": Case(mixed((1.0, rtd), (0.5, nsp)), packing=False),
+    "mixture-gdes": Case(mixed((1.0, partial(rtd, sharing="gdes")), (0.5, mlm)), MODERN),
     "alternate": Case(mixed((1.0, mlm), (0.5, causal), (1.5, partial(contrastive, temperature=0.5)), alternate=True)),
 }
 
@@ -249,7 +250,11 @@ def test_invariance_product(name, cell, dtype, reference, alone, packed, vocab):
 
 
 # of an objective one way of it, and what keeps more than params that are learned
-RESUMED = [c for c in CASES if "-" not in c or c in ("rtd-gdes", "span-corruption", "mixture-teacher", "mixture-join")]
+KEEPING = (
+    "rtd-gdes", "span-corruption", "mixture-teacher", "mixture-join", "mixture-gdes", "causal-prefix-modern",
+    "contrastive-group",
+)  # fmt: skip
+RESUMED = [c for c in CASES if "-" not in c or c in KEEPING]
 
 
 @pytest.mark.parametrize("name", [pytest.param(c, marks=[pytest.mark.product] * (c not in RESUMED)) for c in CASES])

@@ -28,7 +28,7 @@ from model.config import BackboneConfig, sized
 from model.types import Backbone
 from objectives.mixture import mix
 from objectives.types import Objective, Vocab
-from train import checkpoint, checks, sharding, tree
+from train import checkpoint, checks, evaluate, sharding, tree
 from train import step as training
 from train.data.layout import LAYOUTS
 from train.data.table import table
@@ -468,20 +468,26 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     check_keys(config, made, name)
     tok = tokenizer(config, workdir)
     bb, objective = model(made, name, tok.vocab, mesh)
+    if made.view:
+        checks.apart(objective, f"{name}.view={made.view}")
     data = rows(made.data, f"{name}.data", tok, workdir)
     steps = made.steps or math.ceil((made.epochs or 0) * len(data) / made.batch)
     schedule, optimizer, learned = optimization(made, name, bb, objective, steps)
     evals = {k: rows(v, f"{name}.evals.{k}", tok, workdir) for k, v in made.evals.items()}
     classes = [section.get("classes") for _, _, section in _objectives(made.objective, name)]
-    traced = set()
+    traced: dict[tuple, tuple[str, ...]] = {}  # what rows like these report
+    metrics: list[str] = []
     for where, held in {"data": data, **{f"evals.{k}": v for k, v in evals.items()}}.items():
         some = table(held).read(np.unique(np.linspace(0, len(held) - 1, _LOOKED_AT).astype(np.int64)))
         checks.needs(objective, some, f"{name}.{where}", scored=where != "data")
         checks.length(bb, table(held), f"{name}.{where}")
         checks.contents(bb, objective, some, f"{name}.{where}", classes, scored=where != "data")
         if (looks := tuple((k, x.shape[1:], x.dtype.name) for k, x in sorted(some.items()))) not in traced:
-            checks.trace(shapes(bb, objective), made.batch, f"{name}.{where}", bb, objective, some)
-        traced.add(looks)
+            traced[looks] = checks.trace(shapes(bb, objective), made.batch, f"{name}.{where}", bb, objective, some)
+        names = (*traced[looks], *evaluate.scores(objective))
+        metrics += [f"{where.removeprefix('evals.')}/{metric}" for metric in names] * (where != "data")
+    if made.best is not None:
+        checks.best(made.best, metrics, name)
     source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
     identity = identity_of(made) | {"sources": source_of}
     return Stage(

@@ -1,5 +1,6 @@
 """What is wrong with an objective or its rows, said before anything compiles."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.interpreters import partial_eval
 
 from model import random
 from model.types import Backbone, Encoded
+from objectives import types
 from objectives.types import Objective, Ratio, Sums, Term
 from train import evaluate, tree
 from train import step as training
@@ -71,11 +73,8 @@ def contents(
                 f"{where}: {part.name} reads pairs, and in the {len(second_NS)} rows looked at each second text is "
                 "empty: see which column the source's pair= names"
             )
-        if "group" in part.needs and "labels" in part.needs and not (some["labels"] > 0).any():
-            raise ValueError(
-                f"{where}: {part.name} chooses the texts that have a label above 0, and in the {len(some['labels'])} "
-                "rows looked at there is none"
-            )
+        if wrong := part.refuse(dict(some)):
+            raise ValueError(f"{where}: {part.name} {wrong}")
         if scored and {"pearson", "spearman"} & {*part.scores} and "group" in some:
             group = some["group"]
             ranked = (group[:, 1:] == group[:, :-1]) & (group[:, 1:] > 0)
@@ -117,9 +116,11 @@ def axes(part: Objective) -> None:
         )
 
 
-def trace(params: Any, batch: int, where: str, bb: Backbone, objective: Objective, some: Mapping[str, Any]) -> None:
-    """Raises what the objective refuses of a batch of so many rows like these, and ValueError for a loss that returns
-    something else than it should. Nothing is computed, and the backbone is left out.
+def trace(
+    params: Any, batch: int, where: str, bb: Backbone, objective: Objective, some: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The names of what a batch of so many rows like these reports. Raises what the objective refuses of it, and
+    ValueError for a loss that returns something else than it should. Nothing is computed, and the backbone is left out.
 
     params: their shapes.
     """
@@ -131,6 +132,7 @@ def trace(params: Any, batch: int, where: str, bb: Backbone, objective: Objectiv
         return Encoded(jnp.zeros((*places.shape, bb.config.D), bb.config.dtype))
 
     params_of: dict = {}
+    reported: list[str] = []
 
     def traced(params, batch, key, step):
         params_of["backbone"] = params["backbone"]
@@ -140,6 +142,7 @@ def trace(params: Any, batch: int, where: str, bb: Backbone, objective: Objectiv
             _check_outputs(out, objective.name)
             out = objective.join(params, out, rows)
         _check_sums(out, objective.name)
+        reported.extend(types.report(out))
         objective.predict(params, encode, batch)
         return [term.weight for term in out.terms.values()]
 
@@ -155,6 +158,30 @@ def trace(params: Any, batch: int, where: str, bb: Backbone, objective: Objectiv
             f"{objective.name}: the weight of a term depends on params, and must on the batch alone: it divides the "
             "loss, and no gradient passes it"
         )
+    return tuple(reported)
+
+
+def apart(objective: Objective, view: str) -> None:
+    """Raises ValueError for an objective that itself moves params, as a teacher: it would not see what a view does."""
+    for part in objective.parts or (objective,):
+        moved = {k for k in ("begin", "after", "view") if getattr(part, k) is not Objective._field_defaults[k]}
+        if moved:
+            raise ValueError(
+                f"{view}: {part.name} moves params by itself ({', '.join(sorted(moved))}), and would read those that "
+                "no view has seen: train it without"
+            )
+
+
+def best(wanted: str, found: Sequence[str], where: str) -> None:
+    """Raises ValueError for a `best` that is none of the metrics found by evaluation, as "dev/accuracy"."""
+    if (name := wanted.lstrip("-")) in found:
+        return
+    near = difflib.get_close_matches(name, found, 1)
+    raise ValueError(
+        f"{where}.best={wanted!r} is no metric of its evaluations"
+        + (f"; did you mean {near[0]!r}? " if near else ". ")
+        + f"They are {', '.join(found)}. (BLEU and SQuAD's scores are of `launch.predict --evaluate` alone.)"
+    )
 
 
 def _check_sums(out: Any, name: str) -> None:

@@ -29,7 +29,7 @@ def evaluator(
     scored = _scored(objective)
 
     def one(params, batch):
-        viewed = view(params)
+        viewed = objective.view(view(params))
         encode = partial(backbone.encode, viewed["backbone"])
         key, step = random.key(0), jnp.int32(0)
         found = objective.predict(viewed, encode, batch) if scored else {}
@@ -46,6 +46,11 @@ def _scored(objective: Objective) -> list[tuple[str, Objective]]:
     """(how its names begin, the objective) of what has scores: of a mixture its parts."""
     parts = [(f"{part.name}/", part) for part in objective.parts] or [("", objective)]
     return [(at, part) for at, part in parts if part.scores]
+
+
+def scores(objective: Objective) -> list[str]:
+    """What `evaluate` names its scores."""
+    return [f"{at}{name}" for at, part in _scored(objective) for name in part.scores]
 
 
 def evaluate(

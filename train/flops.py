@@ -47,7 +47,7 @@ def of_loss(backbone: Backbone, objective: Objective, params: Any, batch: Batch,
     def forward(params, batch):
         key, step = random.key(0), jnp.int32(0)
         batch = jax.vmap(lambda row: objective.corrupt(key, row, step))(batch)
-        params = view(params)
+        params = objective.view(view(params))
         out = objective.loss(params, partial(backbone.encode, params["backbone"]), batch, key, step)
         return out if objective.join is None else objective.join(params, out, batch)
 

@@ -74,7 +74,7 @@ def _one(kind: str, k: int | None, scores_N: np.ndarray, relevance_N: np.ndarray
         from sklearn.metrics import ndcg_score  # imported here: training need not wait for it
 
         # of a single candidate there is one order, which scikit-learn refuses to score
-        return 1.0 if len(scores_N) == 1 else float(ndcg_score(relevance_N[None], scores_N[None], k=k))
+        return 1.0 if len(scores_N) == 1 else float(ndcg_score(np.maximum(relevance_N, 0)[None], scores_N[None], k=k))
     relevant_N = relevance_N > 0
     places = np.flatnonzero(relevant_N[np.lexsort((relevant_N, -scores_N))]) + 1
     if k is not None:

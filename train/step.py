@@ -43,11 +43,15 @@ def gradients(
 
     Args:
       batch: corrupted rows [B, ...]; microbatch m takes rows m, m + M, ..., so that no row changes device.
-      view: a function of the tree, applied before it is used.
+      view: a function of the tree, applied before it is used, and before the objective's own.
       constrain: places activations, see `model.backbone.backbone`.
     """
     M = microbatches
     learned_params, frozen_params = tree.split(params, learned)
+    wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def seen(learned_params):
+        return objective.view(view(tree.merge(learned_params, frozen_params, learned)))
 
     def rows_of(x):
         return constrain(x.reshape(-1, M, *x.shape[1:]).swapaxes(0, 1), (None, "batch"))
@@ -57,7 +61,7 @@ def gradients(
 
     @partial(jax.jit, inline=True)  # traced once for the two passes
     def outputs(learned_params, rows):
-        viewed = view(tree.merge(learned_params, frozen_params, learned))
+        viewed = seen(learned_params)
         out = objective.loss(viewed, partial(backbone.encode, viewed["backbone"]), rows, key, step)
         return types.floats(out) if objective.join is None else out
 
@@ -65,8 +69,7 @@ def gradients(
         if objective.join is None:
             sums = types.add(stacked)
         else:
-            viewed = view(tree.merge(learned_params, frozen_params, learned))
-            sums = objective.join(viewed, jax.tree.map(whole, stacked), batch)
+            sums = objective.join(seen(learned_params), jax.tree.map(whole, stacked), batch)
         return types.loss(sums), sums
 
     def forward(carry, rows):
@@ -83,7 +86,9 @@ def gradients(
     microbatched = jax.tree.map(rows_of, dict(batch))
     _, first = jax.lax.scan(forward, None, microbatched)
     (direct, cotangents), _ = jax.grad(total, argnums=(0, 1), has_aux=True)(learned_params, first)
-    gradient, second = jax.lax.scan(backward, direct, (microbatched, cotangents))
+    # added in float32: in bfloat16 what one adds of many would be lost
+    gradient, second = jax.lax.scan(backward, jax.tree.map(wide, direct), (microbatched, cotangents))
+    gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, learned_params)
     return gradient, total(learned_params, second)[1]
 
 

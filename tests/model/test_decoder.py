@@ -91,4 +91,5 @@ def test_steps_are_the_whole_pass(kind):
 def test_depth():
     with pytest.raises(ValueError, match="decoder layers=0 must be at least 1, or None for the encoder's 2"):
         made("bert", 0)
+    assert decoder(sized("tiny", V=V, D=8, heads=2, F=12, layers=2, conv=3), layers=1)  # has no convolution
     assert made("albert", 3)[1]["layers"]["cross"]["qkv"]["kernel"].shape == (3, 8, 2, 3, 4)

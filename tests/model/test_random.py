@@ -61,6 +61,14 @@ def test_generator(draw, to):
     assert abs(np.corrcoef(draw(a, (10_000,)), draw(b, (10_000,)))[0, 1]) < 0.04
 
 
+def test_no_two_leaves_share_a_stretch_of_their_draws():
+    """One cycle read from several places would give pairs of neighbours twice: here some 15 of them."""
+    keys = jax.random.split(random.generator(0), 8000)
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: jax.random.bits(key, (1024,))))(keys))
+    neighbours = draws[:, 1:].astype(np.uint64) << np.uint64(32) | draws[:, :-1]
+    assert len(np.unique(neighbours)) == neighbours.size
+
+
 def test_gumbels_maximum_is_a_sample():
     p = np.array([0.5, 0.3, 0.15, 0.05])
     n = 40_000

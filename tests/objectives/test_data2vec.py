@@ -55,7 +55,9 @@ def test_loss_against_a_loop(bb, vocab, packed, norm, beta):
     layers = np.asarray(bb.encode(teacher, packed, capture=("mlp",)).captured["mlp"], np.float64)
     student = np.asarray(bb.encode(params["backbone"], batch).hidden, np.float64)
     head, mine, want = params["data2vec"]["head"], batch["data2vec"], 0.0
-    student = np.asarray(jax.nn.gelu(student @ head["transform"]["kernel"] + head["transform"]["bias"], approximate=False))
+    student = np.asarray(
+        jax.nn.gelu(student @ head["transform"]["kernel"] + head["transform"]["bias"], approximate=False)
+    )
     for b, p in zip(*np.nonzero(mine["weight"]), strict=True):
         i = mine["index"][b, p]
         if norm == "layer":

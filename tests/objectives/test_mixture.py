@@ -86,6 +86,32 @@ def test_losses_and_gradients_add_up(bb, vocab, packed):
         np.testing.assert_allclose(found[path], g, atol=2e-6, err_msg=path)
 
 
+def test_what_reads_a_table_that_is_a_sum_trains_the_part_that_it_may(bb, vocab, packed):
+    """Of gradient-disentangled embeddings the delta, by masked language modelling's gradient of the whole table too."""
+    parts = [(1.0, rtd(bb, vocab, sharing="gdes")), (0.5, mlm(bb, vocab))]
+    objective = mix(*parts, backbone=bb)
+    assert objective.frozen == ("backbone/embed/tokens",)
+    params = objective.after(toys.params_of(bb, objective), jnp.int32(0))
+    _, found = stepped(bb, objective, 2)(params, packed)
+    (_, of_rtd), (_, of_mlm) = (stepped(bb, part)(params, packed) for _, part in parts)
+    table, delta, kept = "backbone/embed/tokens", "rtd/delta", "rtd/generator/embed/tokens"
+    assert abs(of_mlm[table]).max() > 1e-3 < abs(of_rtd[delta]).max()
+    np.testing.assert_allclose(found[delta], of_rtd[delta] + 0.5 * of_mlm[table], atol=2e-6)
+    np.testing.assert_allclose(found[kept], of_rtd[kept], atol=2e-6)
+    assert abs(found[table]).max() == 0
+    own = params["rtd"] | {"delta": params["rtd"]["delta"] + 1}
+    moved = objective.after(params | {"rtd": own}, jnp.int32(0))["backbone"]["embed"]["tokens"]
+    np.testing.assert_allclose(moved, params["backbone"]["embed"]["tokens"] + 1, atol=1e-5)
+
+
+def test_heads_of_two_objectives_drop_other_units(bb, vocab, packed):
+    a, b = (classify(bb, vocab, classes=3, dropout=0.5, name=name) for name in "ab")
+    objective = mix((1.0, a), (1.0, b), backbone=bb)
+    params = toys.params_of(bb, objective)
+    report, _ = stepped(bb, objective)(params | {"b": params["a"]}, packed)
+    assert abs(report["a"] - report["b"]) > 1e-3 * report["a"]
+
+
 def test_one_pass_is_that_of_corruptions_done_in_turn(bb, vocab, packed):
     first, second = sop(bb, vocab), mlm(bb, vocab)
     chained = sop(bb, vocab)._replace(
@@ -154,8 +180,13 @@ def test_what_cannot_be_is_an_error(bb, vocab):
         mix((1.0, one), (-1, causal(bb, vocab)), backbone=bb)
     with pytest.raises(ValueError, match="above 0, found causal=nan"):
         mix((1.0, one), (float("nan"), causal(bb, vocab)), backbone=bb)
-    with pytest.raises(ValueError, match="rtd freezes backbone/embed/tokens, which the other objectives"):
-        mix((1.0, one), (1.0, rtd(bb, vocab, sharing="gdes")), backbone=bb)
+    apart = rtd(bb, vocab, sharing="gdes")
+    for more in (
+        (apart._replace(view=types.Objective._field_defaults["view"]),),
+        (apart, apart._replace(name="again")),
+    ):
+        with pytest.raises(ValueError, match="rtd freezes backbone/embed/tokens, which the other objectives"):
+            mix((1.0, one), *((1.0, part) for part in more), backbone=bb)
     with pytest.raises(ValueError, match="found no objective"):
         mix(backbone=bb)
     with pytest.raises(ValueError, match=r"names of their own.*found mlm, mlm"):

@@ -112,7 +112,11 @@ def test_gdes_gradients_by_path(bb, vocab):
         objective = rtd(bb, vocab, rate=0.3, coefficient=coefficient, sharing="gdes")
         params = objective.after(params_of(bb, objective), jnp.int32(0))
         batch = training.corrupted(rows, random.key(9), jnp.int32(0), objective)
-        loss = lambda p, o=objective, b=batch: types.loss(o.loss(p, partial(bb.encode, p["backbone"]), b, None, 0))
+
+        def loss(p, o=objective, b=batch):
+            p = o.view(p)
+            return types.loss(o.loss(p, partial(bb.encode, p["backbone"]), b, None, 0))
+
         found[coefficient] = tree.leaves(jax.device_get(jax.jit(jax.grad(loss))(params)))
     table, delta = "rtd/generator/embed/tokens", "rtd/delta"
     assert abs(found[7.0][table]).max() > 1e-3 < abs(found[7.0][delta]).max()

@@ -109,6 +109,14 @@ def documents(rows, mine):
             yield rows["tokens"][b][rows["segments"][b] == s + 1].tolist(), read, written
 
 
+def test_two_that_hide_spans_draw_their_own_luck(bb, vocab, alone):
+    t5, other = span_corruption(bb, vocab, rate=0.3, sentinels=8, name="t5"), bart(bb, vocab, name="bart", empty=0.0)
+    again = bart(bb, vocab, name="again", empty=0.0)
+    sources = [corrupt(o, alone)[o.name]["source"]["tokens"] for o in (other, again)]
+    assert (sources[0] != sources[1]).any(1).mean() > 0.5
+    assert t5.name in corrupt(t5, alone)
+
+
 def test_spans_go_to_the_decoder_behind_sentinels(bb, vocab):
     """The spans put back where their sentinels are give the text; so many tokens, in so many spans."""
     rows = pack([[d, d + 1] for d in range(0, 40, 2)], 36, 2)

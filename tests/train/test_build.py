@@ -19,6 +19,7 @@ from objectives.choose import choose
 from objectives.classify import classify
 from objectives.contrastive import contrastive
 from objectives.mlm import mlm
+from objectives.pairs import nsp, sop
 from objectives.tag import tag
 from objectives.types import Objective, Sums, Term
 from train import build, checks
@@ -283,6 +284,22 @@ def test_contents_that_train_nothing_or_are_none_of_the_models(vocab):
         look(tag(bb, vocab, classes=("a", "b")), ("a", "b"), bb=bb)
     with pytest.raises(ValueError, match="dev: choose chooses the texts that have a label above 0"):
         look(choose(bb, vocab), rows=rows | {"labels": 0 * rows["labels"]}, bb=bb)
+    with pytest.raises(
+        ValueError, match=r"dev: nsp changes the second spans .* each pair with one has a row to itself"
+    ):
+        look(nsp(bb, vocab), rows=pack([[5], [1], [2]], 48, 3), bb=bb)
+    apart = (rows["types"] == 0) & (np.roll(rows["types"], -1, 1) == 1)
+    once = np.where(apart, vocab.sep, rows["tokens"])
+    look(sop(bb, vocab), rows=rows | {"tokens": once}, bb=bb)
+    with pytest.raises(ValueError, match=r"dev: sop changes the order of spans .* prepare them by .*pair_sentences"):
+        look(sop(bb, vocab), rows=rows | {"tokens": np.where(np.roll(apart, -1, 1), vocab.sep, once)}, bb=bb)
+    near = contrastive(bb, vocab, positives="group")
+    look(near, rows=rows, bb=bb)
+    with pytest.raises(
+        ValueError, match=r"dev: contrastive draws a text near .* no group has a second that is not emp"
+    ):
+        cut = np.where((rows["positions"] > 1) & (rows["segments"] > 1), 0, rows["segments"])
+        look(near, rows=rows | {"segments": cut}, bb=bb)
     alike = rows | {"labels": np.ones_like(rows["labels"])}
     with pytest.raises(
         ValueError, match=r"dev: contrastive correlates its numbers with labels, .* these are all alike"
@@ -551,3 +568,31 @@ def test_simulated_devices_have_their_threads_and_order_before_they_are_made(fol
         run(changed(config_of(folder), "pretrain.schedule", dict(factory="train.schedule:linear", peak=1.0, warmup=99)),
             tmp_path)  # fmt: skip
     assert found[0] == ("64", "--xla_one=1 --xla_cpu_enable_concurrency_optimized_scheduler=false")
+
+
+def test_best_is_a_metric_before_anything_is_trained(tmp_path):
+    write_reviews(tmp_path / "reviews.tsv")
+    config = config_of(tmp_path)
+    for best, says in (
+        ("dev/acuracy", r"finetune\.best='dev/acuracy' is no metric .*did you mean 'dev/accuracy'\? They are dev/loss"),
+        ("-dev/bleu", r"finetune\.best='-dev/bleu' is no metric .*BLEU and SQuAD's scores are of `launch.predict"),
+    ):
+        config["finetune"]["best"] = best
+        with pytest.raises(ValueError, match=says):
+            build.stage(config, "finetune", tmp_path / "work")
+    for best in ("dev/matthews", "-dev/classify"):
+        config["finetune"]["best"] = best
+        assert build.stage(config, "finetune", tmp_path / "work").best == best
+
+
+def _twice(params):
+    return jax.tree.map(lambda x: 2 * x, params)
+
+
+def test_a_view_that_what_moves_params_by_itself_would_not_see(tmp_path):
+    write_reviews(tmp_path / "reviews.tsv")
+    config = config_of(tmp_path, view=_twice)
+    assert build.stage(config, "pretrain", tmp_path / "work").view is _twice
+    config["pretrain"]["objective"] = dict(factory="objectives.data2vec:data2vec", top=2)
+    with pytest.raises(ValueError, match=r"pretrain\.view=.*data2vec moves params by itself \(after, begin\)"):
+        build.stage(config, "pretrain", tmp_path / "work")

@@ -37,6 +37,11 @@ def test_a_constant_score_gains_nothing():
     assert ranking.rank("mrr", np.zeros((1, 3)), np.array([[1, 0, 0]])) == pytest.approx(1 / 3)
 
 
+def test_a_grade_below_0_is_none():
+    scores, grades = np.array([[0.3, 0.2, 0.1]]), np.array([[-1, 2, 1]])
+    assert ranking.rank("ndcg", scores, grades) == ranking.rank("ndcg", scores, np.maximum(grades, 0)) < 1
+
+
 def test_a_single_candidate_and_none_relevant():
     assert ranking.rank("ndcg", np.zeros((1, 1)), np.ones((1, 1))) == 1
     assert np.isnan(ranking.rank("mrr", np.zeros((1, 2)), np.zeros((1, 2))))

@@ -214,3 +214,19 @@ def test_it_overfits_thirty_two_rows(vocab):
     report = types.report(jax.tree.map(lambda x: x[-1], sums))
     assert float(report["classify_accuracy"]) == 1.0
     assert float(report["loss"]) < 0.05
+
+
+def test_microbatches_of_bfloat16_params_are_added_in_float32(vocab, alone):
+    """Of a row each they are as near to one of all rows as rounding each gradient leaves them."""
+    bb = backbone(sized("tiny", **TOY | dict(param_dtype="bfloat16", dropout=0.0, attention_dropout=0.0)))
+    objective = mlm(bb, vocab, rate=0.3)
+    params = params_of(bb, objective)
+    rows = {k: np.concatenate([v, v]) for k, v in alone.items()}
+    rows["example"] = rows["example"] + np.arange(len(rows["example"]), dtype=np.uint32)[:, None, None]
+    found = {}
+    for microbatches in (1, len(rows["tokens"])):
+        gradient, _ = jax.jit(gradients(bb, objective, everything(params), microbatches))(params, rows)
+        assert {x.dtype.name for x in jax.tree.leaves(gradient)} == {"bfloat16"}
+        found[microbatches] = np.concatenate([np.float32(x).ravel() for x in jax.tree.leaves(gradient)])
+    one, many = found.values()
+    assert np.linalg.norm(many - one) < 3.5e-3 * np.linalg.norm(one)
