@@ -56,7 +56,10 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
 
     def sentences(split: str) -> dict:
         source = dict(factory=f"train.data.source:{kind}", path=f"{at['data']}/{files.format(split)}")
-        return dict(factory="train.data.words:tag_words", source=source, length=128, classes=classes, truncate=True)
+        # of what is scored nothing may be lost: words that are cut would count for no score
+        return dict(
+            factory="train.data.words:tag_words", source=source, length=128, classes=classes, truncate=split == "train"
+        )
 
     config = ml_collections.ConfigDict()
     config.stages = ("finetune",)

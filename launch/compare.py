@@ -5,11 +5,12 @@ import itertools
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _EXAMPLES = """examples:
   python -m launch.compare --out=runs/compare --objectives=mlm,causal,hybrid,rtd
@@ -22,29 +23,33 @@ Every training is a command of its own, which is printed, and goes on where it w
 or with more objectives, tasks and seeds. Of each seed there is one pretraining and one finetuning on each task. The
 table has the mean over seeds in percent, and the deviation where there are several; scores are those on dev of the last
 step. EWT is part-of-speech tagging, and EWT-frozen the same by a linear map of a backbone that stays as it is. Before
-them are pretraining's learning rate at its peak, steps, FLOPs of one as a multiple of mlm's, and loss on held-out text,
-which is of one objective and no measure of two. A learning rate that suits one may not suit another: with several in
---peaks each has a row.
+them are pretraining's learning rate at its peak, steps, FLOPs of one as a multiple of mlm's, and the objective's own
+loss on held-out text: compare it over seeds and rates of one objective, never between objectives. A learning rate that
+suits one may not suit another: with several in --peaks each has a row. A training that fails leaves its row unfinished,
+and the others go on.
 """
 EQUAL = ("tokens", "compute")
 
 
 class Task(NamedTuple):
-    """How a backbone is finetuned: a config to which the backbone is added, what is read, epochs, learning rate."""
+    """How a backbone is finetuned: a config to which the backbone is added, what is read, epochs, learning rate, and
+    the folder of its data in $ROOTSTOCK_DATA.
+    """
 
     config: str
     metric: str
     epochs: float
     peak: float
+    data: str
 
 
 TASKS = {
-    "SST-2": Task("configs/finetune_glue.py:task=SST-2", "accuracy", 3.0, 1e-3),
-    "CoLA": Task("configs/finetune_glue.py:task=CoLA", "matthews", 3.0, 1e-3),
-    "MRPC": Task("configs/finetune_glue.py:task=MRPC", "f1", 3.0, 1e-3),
-    "RTE": Task("configs/finetune_glue.py:task=RTE", "accuracy", 3.0, 1e-3),
-    "EWT": Task("configs/finetune_tag.py:task=EWT", "tag_accuracy", 1.0, 1e-3),
-    "EWT-frozen": Task("configs/finetune_tag.py:task=EWT,frozen=yes", "tag_accuracy", 1.0, 1e-2),
+    "SST-2": Task("configs/finetune_glue.py:task=SST-2", "accuracy", 3.0, 1e-3, "glue/SST-2"),
+    "CoLA": Task("configs/finetune_glue.py:task=CoLA", "matthews", 3.0, 1e-3, "glue/CoLA"),
+    "MRPC": Task("configs/finetune_glue.py:task=MRPC", "f1", 3.0, 1e-3, "glue/MRPC"),
+    "RTE": Task("configs/finetune_glue.py:task=RTE", "accuracy", 3.0, 1e-3, "glue/RTE"),
+    "EWT": Task("configs/finetune_tag.py:task=EWT", "tag_accuracy", 1.0, 1e-3, "ud_ewt"),
+    "EWT-frozen": Task("configs/finetune_tag.py:task=EWT,frozen=yes", "tag_accuracy", 1.0, 1e-2, "ud_ewt"),
 }
 
 
@@ -68,8 +73,29 @@ class Pretraining(NamedTuple):
 
 
 def _run(*command: str) -> None:
+    """Runs it to its end. Asked to stop, it asks the command, which saves, and ends when that has ended."""
     print(shlex.join(["python", *command]), file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, *command], stdout=sys.stderr, check=True)
+    asked: list[int] = []
+    # of a session of its own: a terminal's Ctrl-C would come to it twice, which ends it at once
+    with subprocess.Popen([sys.executable, *command], stdout=sys.stderr, start_new_session=True) as child:
+
+        def ask(number: int, frame: Any) -> None:
+            asked.append(number)
+            child.send_signal(number)
+
+        before = {number: signal.signal(number, ask) for number in _STOPS}
+        try:
+            code = child.wait()
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+    if asked:
+        sys.exit(f"stopped by {signal.Signals(asked[0]).name}: the same command goes on from there")
+    if code:
+        raise subprocess.CalledProcessError(code, ["python", *command])
+
+
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _last(folder: Path, metric: str) -> float:
@@ -108,10 +134,10 @@ def finetune(workdir: Path, name: str, seed: int) -> float:
 
 
 def blimp(workdir: Path, pairs: int) -> float | None:
-    """The mean accuracy in percent; None for an objective without a likelihood."""
+    """The mean accuracy in percent; None for an objective without a likelihood, and without pairs."""
     from launch.predict import load
 
-    if load(workdir, "pretrain").objective.likelihood is None:
+    if not pairs or load(workdir, "pretrain").objective.likelihood is None:
         return None
     file = workdir / f"blimp_{pairs}.json"
     if not file.exists():
@@ -128,13 +154,18 @@ def _cell(found: list[float | None], digits: int = 1) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from configs.compare_objectives import OBJECTIVES, peak
+    from configs.compare_objectives import OBJECTIVES, WIDER, peak
 
     parser = argparse.ArgumentParser(
         prog="python -m launch.compare", description=__doc__, epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    add, listed = parser.add_argument, lambda text: text.split(",")
+    add, listed = parser.add_argument, lambda text: [x for x in text.split(",") if x]
+
+    def count(text: str) -> int:
+        if (number := int(text)) < 1:
+            raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+        return number
 
     def integers(text: str) -> list[int]:
         return [int(x) for x in listed(text)]
@@ -146,9 +177,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--objectives", type=listed, default=list(OBJECTIVES), help=f"of {', '.join(OBJECTIVES)} (default: all)")
     add("--tasks", type=listed, default=list(TASKS), help=f"of {', '.join(TASKS)} (default: all)")
     add("--seeds", type=integers, default=[0], help="(default: 0)")
-    add("--size", default="tiny", help="of the backbone (default: %(default)s)")
-    add("--steps", type=int, default=2500, help="of pretraining (default: %(default)s)")
-    add("--batch", type=int, default=32, help="rows of 128 tokens a step (default: %(default)s)")
+    add("--size", default="tiny", choices=WIDER, help="of the backbone (default: %(default)s)")
+    add("--steps", type=count, default=2500, help="of pretraining (default: %(default)s)")
+    add("--batch", type=count, default=32, help="rows of 128 tokens a step (default: %(default)s)")
     add(
         "--peaks", type=numbers,
         help="learning rates of pretraining (default: one for all, by size and batch)",
@@ -157,19 +188,28 @@ def main(argv: list[str] | None = None) -> None:
         "--equal", choices=EQUAL, default=EQUAL[0],
         help="tokens: --steps for each; compute: as many as take the FLOPs of --steps of mlm (default: %(default)s)",
     )  # fmt: skip
-    add("--pairs", type=int, default=200, help="minimal pairs of each paradigm of BLiMP (default: %(default)s)")
+    add(
+        "--pairs", type=int, default=200,
+        help="minimal pairs of each paradigm of BLiMP, 0 to leave it out (default: %(default)s)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     for what, given, known in (("objectives", args.objectives, OBJECTIVES), ("tasks", args.tasks, TASKS)):
         if unknown := [x for x in given if x not in known]:
             parser.error(f"--{what}: {unknown[0]} is not one of {', '.join(known)}")
-    columns = ["loss", *args.tasks, "BLiMP"]
+    root = os.environ.get("ROOTSTOCK_DATA", "")
+    needed = ["pretrain", *(TASKS[task].data for task in args.tasks), *["blimp"] * (args.pairs > 0)]
+    if missing := [x for x in dict.fromkeys(needed) if not (Path(root) / x).is_dir()]:
+        where = f"ROOTSTOCK_DATA={root} has no" if root else "set ROOTSTOCK_DATA to a folder with"
+        parser.error(f"{where} {', '.join(missing)}: see the README for what lies there")
+    columns = ["loss", *args.tasks, *["BLiMP"] * (args.pairs > 0)]
     print(f"| objective | peak | steps | FLOPs | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 4) + "|", flush=True)
-    one = flops("mlm", args.size)
+    one, failures = flops("mlm", args.size), []
     for objective, rate in itertools.product(args.objectives, args.peaks or [peak(args.size, args.batch)]):
         ratio = flops(objective, args.size) / one
-        steps = round(args.steps / ratio) if args.equal == "compute" else args.steps
+        steps = max(1, round(args.steps / ratio)) if args.equal == "compute" else args.steps
         found: dict[str, list[float | None]] = {column: [] for column in columns}
+        failed = ""
         for seed in args.seeds:
             try:
                 which = Pretraining(objective, args.size, steps, args.batch, f"{rate:g}", seed)
@@ -177,11 +217,17 @@ def main(argv: list[str] | None = None) -> None:
                 found["loss"].append(_last(workdir / "pretrain", "valid/loss"))
                 for task in args.tasks:
                     found[task].append(finetune(workdir, task, seed))
-                found["BLiMP"].append(blimp(workdir, args.pairs))
-            except subprocess.CalledProcessError as error:
-                sys.exit(f"error: {shlex.join(error.cmd)} ended with exit code {error.returncode}; its words are above")
+                if args.pairs:
+                    found["BLiMP"].append(blimp(workdir, args.pairs))
+            except subprocess.CalledProcessError as error:  # as where a learning rate is too large: others may do
+                failed = f"{shlex.join(error.cmd)} ended with exit code {error.returncode}"
+                print(f"error: {failed}; its words are above", file=sys.stderr, flush=True)
+        failures += [failed] * bool(failed)
         first = [objective.replace("|", r"\|"), which.peak, str(steps), f"{ratio:.2f}", _cell(found.pop("loss"), 3)]
-        print(f"| {' | '.join([*first, *map(_cell, found.values())])} |", flush=True)
+        cells = ["failed" if failed and len(x) < len(args.seeds) else _cell(x) for x in found.values()]
+        print(f"| {' | '.join([*first, *cells])} |", flush=True)
+    if failures:
+        sys.exit(f"error: {len(failures)} rows are not whole:\n  " + "\n  ".join(failures))
 
 
 if __name__ == "__main__":

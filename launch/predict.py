@@ -1,6 +1,7 @@
 """Predictions of a trained stage for texts, from its checkpoint alone; or its evaluations, without training."""
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -56,6 +57,8 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False) 
     params, origin, step = checkpoint.read_params(workdir / name / ("best" if best else "checkpoints"), step)
     config = build.plain(origin["config"])  # JSON made lists of the tuples
     made = build.spec(config, name)
+    # the architecture as it was, and not as a checkpoint says that it came from: that may be gone
+    made = dataclasses.replace(made, backbone={"size": "tiny"} | build.plain(origin["backbone"]))
     if not made.objective:
         raise ValueError(
             f"{name} of {workdir} was imported with no head that predicts here; it holds {', '.join(params)}"
@@ -317,7 +320,9 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
     from train.sharding import rows as over_rows
 
     if not trained.made.evals:
-        raise ValueError(f"{trained.name} was trained without evals; add some to its config and resume it")
+        raise ValueError(
+            f"{trained.name} was trained without evals: add some to its config, and a step to its steps, and train on"
+        )
     run = jax.jit(evaluate.evaluator(trained.backbone, trained.objective, trained.view))
     out: dict[str, float | None] = {}
     for name, section in trained.made.evals.items():
@@ -393,8 +398,11 @@ def _write(lines: Iterable[str], out: str | None) -> None:
         for line in lines:
             print(line, flush=True)
         return
-    with open(out, "w") as file:
+    whole = Path(out)
+    part = whole.with_name(f"{whole.name}.partial")  # what was there stays until all is written
+    with part.open("w") as file:
         file.writelines(line + "\n" for line in lines)
+    part.replace(whole)
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -418,6 +426,12 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     given = [args.texts is not None, bool(args.text), args.stdin is not None, args.evaluate]
     if sum(given) != 1:
         parser.error("give one of --texts=FILE, --text=TEXT, - and --evaluate")
+    if args.out is not None and not Path(args.out).absolute().parent.is_dir():
+        parser.error(f"--out={args.out}: no such folder as {Path(args.out).parent}")
+    if args.out is not None and args.texts is not None and Path(args.out).resolve() == Path(args.texts).resolve():
+        parser.error(f"--out={args.out} is the file of texts itself, which would be lost")
+    if args.evaluate and args.seed is not None:
+        parser.error("--seed is of predictions: an evaluation draws the same each time")
     if args.pair and len(args.pair) != len(args.text or ()):
         parser.error(f"{len(args.pair)} of --pair and {len(args.text or ())} of --text: each pair needs both")
     return args

@@ -496,7 +496,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
         microbatches=made.microbatches, layout=made.layout, view=load(made.view) if made.view else training.identity,
         carry=_carry(made, name, workdir), evals=evals, eval_every=made.eval_every, log_every=made.log_every,
         save_every=made.save_every, keep=made.keep, best=made.best, patience=made.patience, identity=identity,
-        provenance=origin(config, name, bb.config, tok.vocab),
+        provenance=origin(config | {name: {**config[name], "objective": made.objective}}, name, bb.config, tok.vocab),
     )  # fmt: skip
 
 
@@ -549,9 +549,15 @@ def identity_of(made: Spec) -> dict:
     """What of a stage may not change under its workdir."""
     kept = {k: getattr(made, k) for k in _IDENTITY}
     kept |= {
-        "backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}, "objective": read(made.objective),
+        "backbone": _located({k: v for k, v in made.backbone.items() if k not in _RUNTIME}),
+        "carry": made.carry and _located(made.carry), "objective": read(made.objective),
     }  # fmt: skip
     return named(loaded(kept), version_of)
+
+
+def _located(section: dict) -> dict:
+    """With the path of its checkpoint as it is spelled nowhere else."""
+    return section | {k: os.path.realpath(section[k]) for k in ("checkpoint",) if k in section}
 
 
 def read(config: Any) -> Any:

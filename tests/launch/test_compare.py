@@ -3,6 +3,10 @@
 import gzip
 import json
 import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +73,59 @@ def test_unknown_names_are_refused_before_anything_runs(tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare.main([f"--out={tmp_path / 'out'}", "--peaks=1e-3,large"])
     assert "--peaks: invalid numbers value: '1e-3,large'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare.main([f"--out={tmp_path / 'out'}", "--batch=-3"])
+    assert "--batch: -3 is not at least 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_missing_is_told_before_anything_runs(articles, monkeypatch, capsys):
+    monkeypatch.setenv("ROOTSTOCK_DATA", str(articles))
+    with pytest.raises(SystemExit):
+        compare.main([f"--out={articles / 'out'}", "--tasks=RTE,EWT"])
+    assert f"ROOTSTOCK_DATA={articles} has no glue/RTE, ud_ewt, blimp" in capsys.readouterr().err
+    assert not (articles / "out").exists()
+
+
+_SLOW = """
+import pathlib, signal, sys, time
+def save(number, frame):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1]).write_text(signal.Signals(number).name)
+    sys.exit(1)
+signal.signal(signal.SIGINT, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_asked_to_stop_it_waits_for_what_runs_to_save(tmp_path):
+    code = "import sys; from launch import compare; compare._run('-c', *sys.argv[1:])"
+    command = [sys.executable, "-c", code, _SLOW, str(tmp_path / "saved")]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) as asked:
+        assert any(line == "ready\n" for line in asked.stderr)
+        asked.send_signal(signal.SIGINT)
+        told = asked.stderr.read()
+        assert asked.wait() == 1 and told == "stopped by SIGINT: the same command goes on from there\n"
+    assert (tmp_path / "saved").read_text() == "SIGINT"
+
+
+def test_one_that_fails_does_not_keep_the_others_from_running(tmp_path, capsys, monkeypatch):
+    def run(*command):
+        folder = next(x.removeprefix("--workdir=") for x in command if x.startswith("--workdir="))
+        if "0.004" in folder:
+            raise subprocess.CalledProcessError(1, ["python", *command])
+        (Path(folder) / "pretrain").mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "pretrain" / "metrics.jsonl").write_text('{"valid/loss": 2.0}')
+
+    monkeypatch.setenv("ROOTSTOCK_DATA", str(tmp_path))
+    (tmp_path / "pretrain").mkdir()
+    monkeypatch.setattr(compare, "_run", run)
+    monkeypatch.setattr(compare, "TASKS", {})
+    with pytest.raises(SystemExit) as ended:
+        compare.main([f"--out={tmp_path}", "--objectives=mlm", "--peaks=4e-3,1e-3", "--tasks=", "--pairs=0"])
+    assert "1 rows are not whole" in str(ended.value) and "ended with exit code 1" in str(ended.value)
+    assert capsys.readouterr().out.splitlines()[-1] == "| mlm | 0.001 | 2500 | 1.00 | 2.000 |"
 
 
 def test_equal_compute_gives_dearer_objectives_fewer_steps(tmp_path, capsys, monkeypatch):
@@ -85,6 +141,9 @@ def test_equal_compute_gives_dearer_objectives_fewer_steps(tmp_path, capsys, mon
         (tmp_path / folder / stage).mkdir(parents=True)
         (tmp_path / folder / stage / "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)))
 
+    monkeypatch.setenv("ROOTSTOCK_DATA", str(tmp_path))
+    for folder in ("pretrain", "glue/RTE", "blimp"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(compare, "_run", run)
     monkeypatch.setattr(compare, "blimp", lambda workdir, pairs: None)
     how = [

@@ -271,6 +271,13 @@ def test_the_command(toy, tmp_path, capsys):
     main([*base, f"--texts={texts}", f"--out={tmp_path / 'out.jsonl'}"])
     assert (tmp_path / "out.jsonl").read_text() == out
     assert capsys.readouterr().out == ""
+    masked = [f"--workdir={toy.workdir}", "--stage=pretrain"]
+    with pytest.raises(SystemExit, match="no \\[MASK\\] to fill"):
+        main([*masked, "--text=a film", f"--out={tmp_path / 'out.jsonl'}"])
+    assert (tmp_path / "out.jsonl").read_text() == out, "what was there stays where all could not be written"
+    with pytest.raises(SystemExit):
+        main([*base, f"--texts={texts}", f"--out={texts}"])
+    assert "is the file of texts itself" in capsys.readouterr().err
     main([*base, "--best", "--evaluate"])
     assert json.loads(capsys.readouterr().out).keys() >= {"stage", "step", "dev/loss", "dev/accuracy"}
     main([*base, "--step=3", "--text=good film", "--text=bad"])
@@ -363,21 +370,26 @@ def test_one_source_of_texts(toy, arguments, capsys):
 def test_every_word_has_its_tag(toy, tmp_path):
     from train.__main__ import run
 
-    (tmp_path / "words.conll").write_text("good\tA\nfilm\tN\n\nbad\tA\nplot\tN\n")
+    words = "good\tA\nfilm\tN\n\nbad\tA\nplot\tN\n\nplot\tN\ngood\tA\n\nfilm\tN\nbad\tA\n"
+    (tmp_path / "words.conll").write_text(words)
     (tmp_path / toy_file(toy)).write_bytes((toy.workdir / toy_file(toy)).read_bytes())
     data = dict(
         factory="train.data.words:tag_words", length=12, classes=("A", "N"),
         source=dict(factory="train.data.source:tagged", path=str(tmp_path / "words.conll")),
     )  # fmt: skip
+    source = shutil.copytree(toy.workdir / "pretrain", tmp_path / "source")
     tag = toy.config["finetune"] | dict(
         objective=dict(factory="objectives.tag:tag", classes=("A", "N")), data=data, evals=dict(dev=data), steps=30,
         best="dev/tag_accuracy", schedule=dict(factory="train.schedule:constant", peak=1e-2), batch=8,
-        carry=dict(checkpoint=str(toy.workdir / "pretrain")), log_every=30,
+        carry=dict(checkpoint=str(source)), log_every=30,
     )  # fmt: skip
-    config = dict(toy.config, stages=("tag",), tag=tag)
+    config = dict(toy.config, stages=("tag",), tag=tag, backbone=dict(checkpoint=str(source)))
     for stage in ("pretrain", "finetune"):
         config.pop(stage)
     run(config, tmp_path)
+    other = f"{tmp_path}/../{tmp_path.name}/source"  # the same folder by another name
+    run(config | dict(backbone=dict(checkpoint=other), tag=tag | dict(carry=dict(checkpoint=other))), tmp_path)
+    shutil.rmtree(source)  # a stage's checkpoint is all that predicts
     long = " ".join(["plot"] * 40)
     said = list(predict(load(tmp_path, "tag"), [record(text, None, "t") for text in ("good  plot", "film bad", long)]))
     assert said[0]["prediction"] == [dict(word="good", tag="A"), dict(word="plot", tag="N")]

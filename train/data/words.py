@@ -27,7 +27,7 @@ def tag_words(
     Raises:
       ValueError: tags and words differ in number, a tag is not among the classes, or a sentence is longer than a row
         and `truncate` is False. With `truncate` it loses tokens at its end; the report counts the sentences and the
-        words that lost their first token.
+        words that lost their first token, which no score counts: leave it False where rows are evaluated.
     """
     check(length, segments, specials=2)
     vocab, room = tokenizer.vocab, length - 2
