@@ -20,7 +20,7 @@ After the colon come key=value pairs, split by commas:
                 (default: 512). Four choices of so many each are length=2048
     rank        mrr, ndcg@10, recall@5, ...: see train.ranking (default: none, choose by accuracy)
 
-Candidates by the million are embedded, each once, by objectives.contrastive: see configs/contrastive_stsb.py.
+Candidates by the million are embedded, each once, by objectives.contrastive: see configs/retrieve_multi30k.py.
 Everything else is a key of the config: --config.finetune.schedule.peak=3e-5 --config.finetune.epochs=5
 """
 

@@ -42,15 +42,16 @@ def get_config(arguments: str = "from=runs/pretrain,train=train.csv,dev=dev.csv"
 
     def examples(path: str) -> dict:
         columns: dict = {k: int(v) if v.isdigit() else v for k, v in at.items() if k in ("text", "pair", "label") and v}
-        name = path.removesuffix(".gz")
-        if name.endswith(".jsonl"):
+        kind = path.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
+        if kind == "jsonl":
             source = dict(factory="train.data.source:jsonl", path=path, **columns)
-        else:
-            tab = name.endswith(".tsv")
-            header = not isinstance(columns["text"], int)
+        elif kind in ("csv", "tsv"):
             source = dict(
-                factory="train.data.source:csv", path=path, delimiter="\t" if tab else ",", header=header, **columns
-            )
+                factory="train.data.source:csv", path=path, delimiter="," if kind == "csv" else "\t",
+                header=not isinstance(columns["text"], int), **columns,
+            )  # fmt: skip
+        else:
+            raise ValueError(f"{path}: expected a name that ends in .jsonl, .csv or .tsv (and maybe .gz or .zst)")
         return dict(
             factory="train.data.rows:label_examples", source=source, length=int(at["length"]), classes=classes,
             truncate=True, separator=at["separator"] or None,

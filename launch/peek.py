@@ -204,10 +204,12 @@ def show(row: Row, console: Any) -> None:
         label = "" if segment.label is None else f", label {segment.label}"
         say(f"  segment {s}: example {segment.example}, {len(segment.tokens)} tokens{types}{label}")
         text = Text()
+        told = any(piece.startswith(_SPACES) for piece, _ in segment.tokens)  # where words begin; else where they go on
         for piece, mark in segment.tokens:
-            word = piece.replace("\u2581", " ")
-            space = " " if text and (word.startswith(" ") or piece.startswith("[")) else ""
-            word = word.removeprefix(" ")
+            begins = piece.startswith((*_SPACES, "[")) if told else not piece.startswith("##")
+            space = " " if text and begins else ""
+            word = (piece[1:] if piece.startswith(_SPACES) else piece).replace("\u2581", " ")
+            word = word if told else word.removeprefix("##")
             text.append(space).append(f"⟦{word}⟧" if mark and plain else word, style=_COLOURS.get(mark))
         say(Text("    ").append_text(text))
     if row.targets is not None:
@@ -220,6 +222,9 @@ def show(row: Row, console: Any) -> None:
         say(f"  {path}: {' '.join(pieces).replace(chr(0x2581), '_')}")
     for path, x in row.others.items():
         say(f"  {path} {x.dtype} {'x'.join(map(str, x.shape)) or 'scalar'}: {_first(x)}")
+
+
+_SPACES = ("\u2581", "\u0120")  # what sentencepiece and byte-level vocabularies write for the space before a word
 
 
 def _first(x: np.ndarray, n: int = 8) -> str:

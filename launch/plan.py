@@ -91,6 +91,7 @@ def _offline(config: dict, name: str, made: Any, mesh: Any) -> tuple[Any, dict]:
     from train import step as training
     from train.stage import Stage
 
+    build.check_keys(config, made, name)
     vocab = build.stand_in_vocab(config)
     batch = build.example_batch(made, name, vocab)
     bb, objective = build.model(made, name, vocab, mesh)

@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --texts=reviews.jsonl --out=predictions.jsonl
   python -m launch.predict --workdir=runs/squad --stage=finetune --text="Who saw it?" --pair="It was seen by Ann."
   python -m launch.predict --workdir=runs/demo --stage=pretrain --text="The film was [MASK] ."
+  python -m launch.predict --workdir=runs/t5 --stage=pretrain --text="The <extra_id_0> was <extra_id_1> ."
   python -m launch.predict --workdir=runs/diffusion --stage=pretrain --seed=1 --text="The [MASK] [MASK] [MASK] good."
   zcat reviews.txt.gz | python -m launch.predict --workdir=runs/sst2 --stage=finetune -
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --best --evaluate
@@ -99,11 +100,12 @@ def predict(
     It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class (a list
     where several may hold), and `probabilities` by class; for a number `prediction`; for tags `prediction`, a list of
     {word, tag}, words being what stands between white space; for tokens `prediction`, a list of {piece, probability}
-    with one for each [MASK] of the text; for a text written `prediction`, that text, and its `score`; for the answer to
-    a question `prediction`, as the pair has it, and its `score`; where one of `choices` is to be chosen `prediction`,
-    that text, and the `probabilities` of all, in their order; where every [MASK] is filled in turn (masked diffusion)
-    `prediction`, the text with none, drawn with `seed` or, by default, the likeliest. For anything else it has the
-    arrays, by name: those of tokens as lists beside `pieces`, whole numbers among them being pieces themselves.
+    with one for each [MASK] of the text; for a text written `prediction`, that text (of T5, what the
+    text's <extra_id_0>, ... stand for), and its `score`; for the answer to a question `prediction`, as the pair has it,
+    and its `score`; where one of `choices` is to be chosen `prediction`, that text, and the `probabilities` of all, in
+    their order; where every [MASK] is filled in turn (masked diffusion) `prediction`, the text with none, drawn with
+    `seed` or, by default, the likeliest. For anything else it has the arrays, by name: those of tokens as lists beside
+    `pieces`, whole numbers among them being pieces themselves.
 
     Rows are as of `section`, data as in a config; by default those that the stage was trained on.
 
@@ -143,7 +145,9 @@ def predict(
         unlabelled = [record._replace(label=None) for record in records]
         if trained.objective.writes and "types" in trained.objective.needs:  # as in training, where a pair follows
             unlabelled = [record._replace(pair="") for record in unlabelled]
-        rows = label_examples(unlabelled, Masking(trained.tokenizer), length, None, truncate=True)
+        sentinels = trained.backbone.config.V - trained.tokenizer.vocab.size if trained.objective.writes else 0
+        trained = trained._replace(tokenizer=Masking(trained.tokenizer, sentinels))
+        rows = label_examples(unlabelled, trained.tokenizer, length, None, truncate=True)
     arrays, report = rows.arrays, rows.report
     if report["truncated"]:
         _warn(f"{report['truncated']} of {len(records)} texts were cut to {length} tokens")
@@ -262,9 +266,10 @@ def _rows_a_batch(trained: Trained, rows: int) -> int:
 def _said(trained: Trained, found: dict[str, np.ndarray], row: dict[str, np.ndarray], record: Any) -> dict[str, Any]:
     """What the objective's `predict` found for one row, in words."""
     if trained.objective.writes:  # [S, T]
-        ids = found["prediction"][0]
-        text = trained.tokenizer.decode(ids[ids < trained.tokenizer.vocab.size])  # no other id has a piece
-        return {"prediction": text, "score": _tidy(float(found["score"][0]))}
+        return {
+            "prediction": trained.tokenizer.decode(found["prediction"][0]),
+            "score": _tidy(float(found["score"][0])),
+        }
     if "tags" in row:  # words that were cut have none
         tags = [trained.objective.classes[c] for c in found["prediction"][row["tags"] > 0]]
         return {"prediction": [dict(word=w, tag=t) for w, t in zip(record.text.split(), tags, strict=False)]}

@@ -1,5 +1,6 @@
-"""Texts to predict for: records read from files or lines, and a tokenizer that knows [MASK] when it reads one."""
+"""Texts to predict for: records read from files or lines, and a tokenizer that knows [MASK] and T5's sentinels."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from train.data.source import Record
 from train.data.tokenizer import Tokenizer
 
 MASK = "[MASK]"
+_MARK = re.compile(r"(\[MASK\]|<extra_id_\d+>)")
 
 
 def read(path: str) -> list[Record]:
@@ -68,29 +70,49 @@ def record(text: Any, pair: Any, where: str, choices: Any = None) -> Record:
 
 
 class Masking:
-    """A tokenizer that reads [MASK] in a text as the mask's id, which no tokenizer here makes from text."""
+    """A tokenizer that reads [MASK] in a text as the mask's id, which no tokenizer here makes from text, and of
+    `sentinels` <extra_id_0>, <extra_id_1>, ... as the ids after the tokenizer's; these it writes too.
+    """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, sentinels: int = 0):
+        self._tokenizer, self._sentinels = tokenizer, sentinels
         self.vocab, self.prefix, self.file = tokenizer.vocab, tokenizer.prefix, tokenizer.file
         self.separators = tokenizer.separators
         self._ids = {piece: i for i, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab.size)))}
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        # a mask stands for a word and the space before it
-        split = [[part.rstrip() for part in parts] + [last] for *parts, last in (text.split(MASK) for text in texts)]
-        parts = iter(self._tokenizer.encode([part for parts in split for part in parts]))
-        mask = np.array([self.vocab.mask], np.int32)
+        split = [self._split(text) for text in texts]
+        # a mark stands for a word and the space before it
+        whole = [[part.rstrip() for part in text[:-2:2]] + text[-1:] for text in split]
+        parts = iter(self._tokenizer.encode([part for text in whole for part in text]))
         out = []
-        for text in split:
+        for text, marks in zip(whole, (text[1::2] for text in split), strict=True):
             ids = [next(parts)]
-            for part in text[1:]:
-                ids += [mask, self._going_on(part, next(parts))]
+            for part, mark in zip(text[1:], marks, strict=True):
+                ids += [np.array([self._id(mark)], np.int32), self._going_on(part, next(parts))]
             out.append(np.concatenate(ids))
         return out
 
+    def _split(self, text: str) -> list[str]:
+        """What stands between marks, and the marks, in turn."""
+        if self._sentinels:
+            return _MARK.split(text)
+        return [x for part in text.split(MASK) for x in (part, MASK)][:-1]
+
+    def _id(self, mark: str) -> int:
+        if mark == MASK:
+            return self.vocab.mask
+        number = int(mark.strip("<>").rpartition("_")[2])
+        if number >= self._sentinels:
+            raise ValueError(f"{mark}: there are sentinels from <extra_id_0> to <extra_id_{self._sentinels - 1}> alone")
+        return self.vocab.size + number
+
     def decode(self, ids: Any) -> str:
-        return self._tokenizer.decode(ids)
+        out = []
+        for known, run in itertools.groupby(map(int, ids), lambda i: i < self.vocab.size):
+            found = [*run]
+            out += [self._tokenizer.decode(found)] if known else [f"<extra_id_{i - self.vocab.size}>" for i in found]
+        return " ".join(x for x in out if x)
 
     def pieces(self, ids: Any) -> list[str]:
         return self._tokenizer.pieces(ids)

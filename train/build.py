@@ -129,9 +129,16 @@ def spec(config: dict, name: str) -> Spec:
     _check_types(Spec, section, name)
     section["backbone"] = config.get("backbone", {}) | section.get("backbone", {})
     section["objective"] = _published(section["objective"])
+    section |= {k: section[k] or None for k in ("steps", "epochs") if k in section}  # 0 on a command line unsets one
     made = Spec(**section)
     if (made.steps is None) == (made.epochs is None):
-        raise ValueError(f"{name} needs either steps or epochs; found steps={made.steps}, epochs={made.epochs}")
+        raise ValueError(
+            f"{name} needs either steps or epochs, and the other 0 or absent; found steps={made.steps}, "
+            f"epochs={made.epochs}"
+        )
+    for key in ("steps", "epochs", "batch", "microbatches"):
+        if (value := getattr(made, key)) is not None and value <= 0:
+            raise ValueError(f"{name}.{key}={value} must be above 0")
     return made
 
 

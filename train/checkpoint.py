@@ -112,7 +112,14 @@ def _step(folder: Path, step: int | None) -> int:
     steps = steps_in(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise ValueError(f"{folder} holds {wanted} (found: {steps or 'none'})")
+        workdir = folder.parent.parent
+        others = sorted(p.parent.name for p in workdir.glob(f"*/{folder.name}") if steps_in(p))
+        there = (
+            f"; stages of {workdir} with one: {', '.join(others) or 'none'}"
+            if workdir.is_dir()
+            else (f"; there is no folder {workdir}")
+        )
+        raise ValueError(f"{folder} holds {wanted} (found: {steps or 'none'}){there * (not steps)}")
     return steps[-1] if step is None else step
 
 

@@ -51,7 +51,9 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
         except flags.Error as error:  # that a config file raises comes with its traceback, as text
             last = str(error).strip().splitlines()[-1].strip()
             ours = last.startswith("ValueError: ")
-            sys.exit(f"error: {last.removeprefix('ValueError: ') if ours else error}; see --help")
+            path = next((x for x in argv if x.startswith("--config=")), "").removeprefix("--config=").partition(":")[0]
+            where = f"the top of {path}, and --help" if path else "--help"
+            sys.exit(f"error: {last.removeprefix('ValueError: ') if ours else error}; see {where}")
 
     def start(argv: list[str]) -> None:
         if len(argv) > 1:

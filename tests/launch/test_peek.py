@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from launch import peek as peeking
-from launch.peek import peek, show
+from launch.peek import Row, Segment, Token, peek, show
 from model import random
 from objectives.types import Ratio, Sums, Term
 from train import build, loop, sharding
@@ -86,6 +86,20 @@ def test_rows_are_what_the_steps_loss_receives(toy):
     coloured = printed(rows, force_terminal=True, color_system="standard", no_color=False)
     assert "⟦" not in coloured
     assert coloured.count("\x1b[1;31m[MASK]") == masked
+
+
+@pytest.mark.parametrize(
+    ("pieces", "said"),
+    [
+        (["[CLS]", "the", "punish", "##ing", "film", ".", "[SEP]"], "[CLS] the ⟦punish⟧ing film . [SEP]"),
+        (["[CLS]", "The", "Ġpunish", "ing", "Ġfilm", ".", "[SEP]"], "[CLS]The ⟦punish⟧ing film. [SEP]"),
+        (["[CLS]", "▁The", "▁punish", "ing", "▁film", ".", "[SEP]"], "[CLS] The ⟦punish⟧ing film. [SEP]"),
+    ],
+)
+def test_words_are_told_apart_as_the_vocabulary_does(pieces, said):
+    tokens = [Token(piece, "replaced" if piece.endswith("punish") else "") for piece in pieces]
+    row = Row(0, [Segment((0, 0), tokens, {}, None)], None, {}, {}, 0.0, ("mlm",))
+    assert said in printed([row])
 
 
 def test_labels_types_and_examples_of_a_finetuning_stage(toy):

@@ -8,11 +8,13 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+import toys
 from vocabularies import FAMILIES, published
 
 from launch import predict as predicting
 from launch.predict import evaluations, load, main, predict
 from launch.texts import Masking, read, record
+from model.backbone import backbone
 from objectives.causal import causal
 from objectives.choose import choose
 from objectives.data2vec import data2vec
@@ -20,7 +22,7 @@ from objectives.diffusion import diffusion
 from objectives.mixture import mix
 from objectives.pairs import sop
 from objectives.rtd import rtd
-from objectives.seq2seq import translate
+from objectives.seq2seq import span_corruption, translate
 from train import build
 from train.data.rows import label_examples
 
@@ -169,18 +171,47 @@ def test_numbers_and_other_arrays(finetuned):
 
 
 def test_texts_that_are_written(finetuned, monkeypatch):
-    """Decoded without special ids or those that have no piece; BLEU is sacrebleu's of what is said for each text."""
-    writing = finetuned._replace(objective=finetuned.objective._replace(writes=True))
-    tokenizer = finetuned.tokenizer
+    """Decoded without special ids; BLEU is sacrebleu's of what is said for each text."""
+    tokenizer = Masking(finetuned.tokenizer, sentinels=2)
+    writing = finetuned._replace(objective=finetuned.objective._replace(writes=True), tokenizer=tokenizer)
     (ids,) = tokenizer.encode(["good film"])
-    found = {"prediction": np.array([[*ids, tokenizer.vocab.size + 1, 3, 0]]), "score": np.float32([-1.5])}
-    assert predicting._said(writing, found, np.zeros(4), None) == {"prediction": "good film", "score": -1.5}
+    found = {"prediction": np.array([[*ids, tokenizer.vocab.size + 1, *ids, 3, 0]]), "score": np.float32([-1.5])}
+    wanted = {"prediction": "good film <extra_id_1> good film", "score": -1.5}
+    assert predicting._said(writing, found, np.zeros(4), None) == wanted
     said = ["the cat sat on the mat", "a dog ran over the hill"]
     given = [record(text, pair, "t") for text, pair in (("a", said[0]), ("b", "a dog ran over the green hill"))]
     monkeypatch.setattr(predicting, "predict", lambda trained, records, section: ({"prediction": s} for s in said))
     # of 12 words 12 are right, of their pairs 9 of 10, threes 7 of 8, fours 5 of 6; 13 were wanted
     want = 100 * np.exp(1 - 13 / 12) * (9 / 10 * 7 / 8 * 5 / 6) ** 0.25
     np.testing.assert_allclose(predicting.bleu(writing, given), want, rtol=1e-6)
+
+
+def test_sentinels_are_read_and_written(pretrained):
+    """As ids after the tokenizer's, where T5's span corruption has put them; [MASK] stays one."""
+    size = pretrained.tokenizer.vocab.size
+    masks, sentinels = Masking(pretrained.tokenizer), Masking(pretrained.tokenizer, sentinels=3)
+    text = "the {} was {} and {}{}"
+    (plain,), (marked,) = (
+        one.encode([text.format(*marks)])
+        for one, marks in (
+            (masks, ["[MASK]"] * 4),
+            (sentinels, ["<extra_id_0>", "<extra_id_2>", "[MASK]", "<extra_id_1>"]),
+        )
+    )
+    at = plain == pretrained.tokenizer.vocab.mask
+    assert marked[at].tolist() == [size, size + 2, pretrained.tokenizer.vocab.mask, size + 1]
+    np.testing.assert_array_equal(marked[~at], plain[~at])
+    with pytest.raises(ValueError, match="<extra_id_3>: there are sentinels from <extra_id_0> to <extra_id_2> alone"):
+        sentinels.encode(["<extra_id_3>"])
+    (known,) = masks.encode(["<extra_id_0>"])
+    assert known.max() < size, "of an objective without, it is text as any other"
+    wider = backbone(dataclasses.replace(pretrained.backbone.config, V=size + 3))
+    trained = pretrained._replace(backbone=wider)
+    objective = span_corruption(wider, pretrained.tokenizer.vocab, sentinels=3, layers=1, name="t5", target_length=5)
+    params = toys.params_of(wider, objective)
+    trained = trained._replace(objective=objective, params=params)
+    (said,) = predict(trained, [record("the <extra_id_0> was <extra_id_1>", None, "t")])
+    assert said.keys() == {"text", "prediction", "score"}
 
 
 def test_a_source_that_is_cut_is_told(pretrained, capsys):

@@ -183,6 +183,9 @@ def changed(config: dict, path: str, value) -> dict:
         ("pretrain.mesh", "model=8", "'model=8' must be one of data, fsdp, tensor"),
         ("pretrain.batch", 10, "batch of 10 rows does not divide into 1 microbatches over 4 devices"),
         ("pretrain.epochs", 2, "either steps or epochs"),
+        ("pretrain.steps", 0, "either steps or epochs"),
+        ("pretrain.steps", -5, "pretrain.steps=-5 must be above 0"),
+        ("pretrain.batch", 0, "pretrain.batch=0 must be above 0"),
         ("pretrain.best", "dev/loss", "must be a metric of one of its evals"),
         ("pretrain.patience", 3, "patience=3 waits"),
         ("pretrain.learned", (("backbone/lyers/.*", False),), "matches no parameter"),
@@ -583,6 +586,14 @@ def test_best_is_a_metric_before_anything_is_trained(tmp_path):
     for best in ("dev/matthews", "-dev/classify"):
         config["finetune"]["best"] = best
         assert build.stage(config, "finetune", tmp_path / "work").best == best
+
+
+def test_a_command_line_turns_epochs_into_steps(folder):
+    """Where no key can be taken away, 0 is as if it were absent."""
+    config = config_of(folder)
+    config["finetune"] |= dict(epochs=0.0, steps=100)
+    made = build.spec(config, "finetune")
+    assert (made.epochs, made.steps) == (None, 100)
 
 
 def _twice(params):
