@@ -20,9 +20,10 @@ class _MlmHead(nn.Module):
     activation: str | None
 
     @nn.compact
-    def __call__(self, x_BPD: Array, tokens_VE: Array) -> Array:
+    def __call__(self, x_BPD: Array, tokens_VE: Array, wide: bool = False) -> Array:
         cfg = self.cfg
         B, P, D = x_BPD.shape
+        dtype = jnp.promote_types(cfg.dtype, jnp.float32) if wide else jnp.dtype(cfg.dtype)
         x_1RE = x_BPD.reshape(1, B * P, D)
         if self.activation is not None or cfg.E != cfg.D:
             x_1RE = parts.Linear(cfg, (cfg.D, cfg.E), ("embed", "embed_out"), 1, name="transform")(x_1RE)
@@ -30,10 +31,12 @@ class _MlmHead(nn.Module):
             x_1RE = parts.Norm(cfg, name="norm")(_activated(cfg, self.activation, x_1RE))
         if not self.tied:
             tokens_VE = self.param("decoder", parts.kernel(cfg, "vocab", "embed"), (cfg.V, cfg.E), cfg.param_dtype)
-        logits_RV = jnp.einsum("RE,VE->RV", x_1RE.reshape(B * P, cfg.E), tokens_VE.astype(cfg.dtype))
+        logits_RV = jnp.einsum(
+            "RE,VE->RV", x_1RE.reshape(B * P, cfg.E), tokens_VE.astype(cfg.dtype), preferred_element_type=dtype
+        )
         zeros = parts.named(nn.initializers.zeros, ("vocab",))
         bias_V = self.param("bias", zeros, (cfg.V,), cfg.param_dtype)
-        logits_BPV = ops.add_bias(logits_RV, bias_V.astype(cfg.dtype)).reshape(B, P, cfg.V)
+        logits_BPV = ops.add_bias(logits_RV, bias_V.astype(dtype)).reshape(B, P, cfg.V)
         if self.softcap is not None:
             logits_BPV = self.softcap * jnp.tanh(logits_BPV / self.softcap)
         return logits_BPV
@@ -56,8 +59,11 @@ def _check_dropout(dropout: float) -> None:
 def mlm_head(
     cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None, activation: str | None = "layers"
 ) -> Part:
-    """Transform, activation, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, E]) -> [B, P, V]`.
+    """Transform, activation, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, E], wide=False) ->
+    [B, P, V]`.
 
+    wide:    logits of float32, as added up, for what ranks words or adds up many: in bfloat16 the first two are alike
+             every fortieth time. Training spares the memory
     tied:    decode with the token embeddings (Devlin et al. 2018); else with a matrix of the head's own
     softcap: squash the logits to (-softcap, softcap) (Gemma 2, https://arxiv.org/abs/2408.00118, section 2)
     activation: one of `model.ops.ACTIVATIONS`, or "layers" for that of the layers; None leaves transform, activation

@@ -57,8 +57,8 @@ def causal(
         reach_L = jnp.maximum(row["positions"], prefix_L - 1)
         return row | {"reach": reach_L, name: dict(target=target_L, weight=_as_weight(predicted_L))}
 
-    def logits(params: dict, hidden: Array) -> Array:
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
         return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
@@ -70,7 +70,7 @@ def causal(
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         target_BL, follows_BL = following(batch)
-        logits_BLV = logits(params, encode(dict(batch) | {"reach": batch["positions"]}, key).hidden)
+        logits_BLV = logits(params, encode(dict(batch) | {"reach": batch["positions"]}, key).hidden, wide=True)
         nll_BL, _ = ops.cross_entropy(logits_BLV, target_BL)
         before_BL = jnp.where(follows_BL, -nll_BL, 0.0)  # of the token that follows
         moved_BL = jnp.pad(before_BL, ((0, 0), (1, 0)))[:, :-1]

@@ -89,8 +89,8 @@ def denoise(
         mine = dict(weight=ordinary_L.astype(jnp.float32), changed=(new_L != tokens_L).astype(jnp.float32))
         return row | {"tokens": new_L, name: mine | {"target": tokens_L}}
 
-    def logits(params: dict, hidden: Array) -> Array:
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
         return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
@@ -108,7 +108,7 @@ def denoise(
         return Sums({name: Term((nll_BL * weight_BL).sum(), count)}, metrics)
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
-        p_BLV = jax.nn.softmax(ops.wide(logits(params, encode(batch, key).hidden)))
+        p_BLV = jax.nn.softmax(logits(params, encode(batch, key).hidden, wide=True))
         return dict(prediction=p_BLV.argmax(-1).astype(jnp.int32), probability=p_BLV.max(-1))
 
     return Objective(name, loss, predict, head.init, head.axes, corrupt)

@@ -66,9 +66,9 @@ def diffusion(
         mine = {k: v if k == "target" else v.astype(jnp.float32) for k, v in mine.items()}
         return row | {"tokens": jnp.where(hidden_L, vocab.mask, tokens_L).astype(tokens_L.dtype), name: mine}
 
-    def logits(params: dict, hidden: Array) -> Array:
+    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
         """Of ordinary tokens alone: nothing else is ever hidden."""
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
         return ops.without(found, special_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
@@ -85,7 +85,7 @@ def diffusion(
 
         def fill(i: Array, tokens_BL: Array) -> Array:
             hidden_BL = (tokens_BL == vocab.mask) & (batch["segments"] > 0)
-            said_BLV = ops.wide(logits(params, encode(batch | {"tokens": tokens_BL}).hidden))
+            said_BLV = logits(params, encode(batch | {"tokens": tokens_BL}).hidden, wide=True)
             if key is None:
                 new_BL = said_BLV.argmax(-1)
                 order_BL = -jax.nn.log_softmax(said_BLV).max(-1)

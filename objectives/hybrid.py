@@ -76,8 +76,8 @@ def hybrid(
         mine = dict(target=target_L, weight=predicted_L.astype(jnp.float32), causal=causal_L.astype(jnp.float32))
         return row | {"tokens": jnp.where(chosen_L, new_L, tokens_L), "reach": reach_L, name: mine}
 
-    def logits(params: dict, hidden: Array) -> Array:
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
         return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
@@ -98,7 +98,7 @@ def hybrid(
         return Sums(terms, metrics)
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
-        p_BLV = jax.nn.softmax(ops.wide(logits(params, encode(batch, key).hidden)))
+        p_BLV = jax.nn.softmax(logits(params, encode(batch, key).hidden, wide=True))
         before = lambda x_BL: jnp.roll(x_BL, 1, -1)
         return dict(prediction=before(p_BLV.argmax(-1).astype(jnp.int32)), probability=before(p_BLV.max(-1)))
 

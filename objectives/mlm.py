@@ -85,8 +85,8 @@ def mlm(
         row = hide(key, row, step)
         return row | {name: row[name] | boundaries(row, name)} if boundary else row
 
-    def logits(params: dict, hidden: Array) -> Array:
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"])
+    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
+        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
         return ops.without(found, absent_V)
 
     def bag_term(params: dict, hidden_BLD: Array, batch) -> Term:
@@ -124,7 +124,7 @@ def mlm(
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         """The likeliest token at every position, int32 [B, L], and its probability [B, L]."""
-        p_BLV = jax.nn.softmax(ops.wide(logits(params, encode(batch, key).hidden)))
+        p_BLV = jax.nn.softmax(logits(params, encode(batch, key).hidden, wide=True))
         return dict(prediction=p_BLV.argmax(-1).astype(jnp.int32), probability=p_BLV.max(-1))
 
     more = {k: part for k, part in dict(bag=whole, boundary=beside).items() if dict(bag=bag, boundary=boundary)[k]}

@@ -287,8 +287,9 @@ def _objective(
         target["tokens"] = jnp.where(target["segments"] > 0, before_T, vocab.pad).astype(label_T.dtype)
         return row | {name: dict(source=source, target=target, label=label_T, surplus=surplus, lost=lost)}
 
-    def scored(params: dict, hidden: Array) -> Array:
-        return ops.without(head.apply(params[name]["head"], hidden, params["backbone"]["embed"]["tokens"]), absent_V)
+    def scored(params: dict, hidden: Array, wide: bool = False) -> Array:
+        found = head.apply(params[name]["head"], hidden, params["backbone"]["embed"]["tokens"], wide)
+        return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]
@@ -326,7 +327,7 @@ def _objective(
 
         def write(tokens_BQ, cache):
             hidden_BQD, cache = step(tokens_BQ, cache)
-            return scored(params, hidden_BQD), cache
+            return scored(params, hidden_BQD, wide=True), cache
 
         prediction_BST, score_BS = beam.search(
             write, lambda cache, index_BQ: cache.take(index_BQ), cache, present(source) > 0,

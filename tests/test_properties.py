@@ -283,6 +283,29 @@ def test_resumed_is_unbroken_to_the_bit(name, packed, vocab, tmp_path, capsys):
         np.testing.assert_array_equal(anew[path], x, err_msg=path)
 
 
+@pytest.mark.parametrize("alternate", [False, True])
+def test_all_objectives_can_be_one_mixture(alternate, packed, vocab):
+    """One of each name, but for those whose labels are of other kinds."""
+    bb = backbone(sized(**BERT | dict(V=V + 8)))
+    makers = [case.make for case in CASES.values()]
+    makers += [partial(seq2seq.bart, name="bart"), partial(span_corruption, sentinels=8, name="t5")]
+    parts = {o.name: o for o in (make(bb, vocab) for make in makers) if not o.parts}
+    parts = [part for name, part in parts.items() if name not in ("regress", "multilabel")]
+    assert len(parts) > 18
+    objective = mix(*((1.0, part) for part in parts), backbone=bb, alternate=alternate)
+    params = toys.params_of(bb, objective)
+
+    def gradients(params, rows):
+        key, step = random.key(3), jnp.int32(5)
+        return training.gradients(
+            params, training.corrupted(rows, key, step, objective), key, step, backbone=bb, objective=objective,
+            learned=tree.resolve([(p, False) for p in objective.frozen], params, True), microbatches=2,
+        )  # fmt: skip
+
+    _, sums = jax.eval_shape(gradients, params, packed)
+    assert all(any(term.startswith(part.name) for term in sums.terms) for part in parts)
+
+
 _DRAWS = """
 import hashlib, pickle, sys
 import jax, numpy as np

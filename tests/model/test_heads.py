@@ -42,3 +42,16 @@ def test_words_scored_in_parts(places, of):
     jax.tree.map(close, *(run(params, hidden, table) for run in (whole, parts)))
     if places > 100:  # half of it and less
         assert 2 * parts.memory_analysis().temp_size_in_bytes < whole.memory_analysis().temp_size_in_bytes
+
+
+def test_wide_logits_are_not_rounded():
+    cfg = sized("tiny", V=512, D=128, heads=2, F=32, dtype="bfloat16")
+    head = mlm_head(cfg, activation=None)
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.standard_normal((2, 8, 128)), jnp.bfloat16)
+    table = jnp.asarray(rng.standard_normal((512, 128)), jnp.bfloat16)
+    params = {"bias": rng.standard_normal(512).astype(np.float32)}
+    exact = np.float64(hidden) @ np.float64(table).T + params["bias"]
+    wide, narrow = (head.apply(params, hidden, table, w) for w in (True, False))
+    assert (wide.dtype, narrow.dtype) == (jnp.float32, jnp.bfloat16)
+    assert abs(wide - exact).max() < 1e-4 < 0.05 < abs(np.float64(narrow) - exact).max()

@@ -17,6 +17,7 @@ from objectives.causal import causal
 from objectives.denoise import denoise
 from objectives.hiding import boundaries
 from objectives.hybrid import hybrid
+from objectives.masking import masking
 from objectives.mlm import mlm
 from train import step as training
 
@@ -325,3 +326,21 @@ def test_ngrams_are_whole(bb, vocab, rows, choice):
 def test_bad_hyperparameters(bb, vocab, wrong, says):
     with pytest.raises(ValueError, match=says):
         mlm(bb, vocab, **wrong)
+
+
+def test_spans_have_geometric_lengths(vocab):
+    """p(k) = (1 - 1 / span) ** (k - 1) / span, where every token is a word; the last of a text is cut off."""
+    length, n, span = 400, 64, 3.0
+    every = vocab._replace(word_starts=np.ones(V, bool))
+    hide = masking("x", every, rate=0.15, unit="span", span=span)
+    rows = dict(
+        tokens=np.full((n, length), 9, np.int32), segments=np.ones((n, length), np.int32),
+        positions=np.tile(np.arange(length, dtype=np.int32), (n, 1)),
+        example=np.arange(2 * n, dtype=np.uint32).reshape(n, 1, 2),
+    )  # fmt: skip
+    units = np.asarray(jax.vmap(lambda row: hide.choose(random.key(5), row, 0)[2])(rows))
+    edges = np.diff(units, axis=1) != 0
+    lengths = np.concatenate([np.diff(np.flatnonzero(np.r_[True, row])) for row in edges])
+    for k in range(1, 8):
+        want = (1 - 1 / span) ** (k - 1) / span
+        assert abs((lengths == k).mean() - want) < 4.5 * np.sqrt(want * (1 - want) / len(lengths)), k
