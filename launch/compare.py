@@ -1,14 +1,15 @@
 """Objectives side by side: pretrained by configs/compare_objectives.py, finetuned, probed, asked about BLiMP."""
 
 import argparse
-import itertools
 import json
+import math
 import os
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ _EXAMPLES = """examples:
   python -m launch.compare --out=runs/compare --objectives=mlm,rtd --equal=compute --seeds=0,1,2
   python -m launch.compare --out=runs/compare --objectives=mlm,causal --tasks=EWT,EWT-frozen --pairs=200
   python -m launch.compare --out=runs/compare --objectives=rtd --peaks=5e-4,1e-3,2e-3 --tasks=EWT-frozen
+  python -m launch.compare --out=runs/compare --peaks=1e-3,2e-3 --tasks=EWT-frozen --walk=EWT-frozen
   python -m launch.compare --out=runs/compare --objectives=mlm --steps=1    what a backbone scores that learned nothing
 
 Every training is a command of its own, which is printed, and goes on where it was: run it again after an interruption,
@@ -25,8 +27,8 @@ table has the mean over seeds in percent, and the deviation where there are seve
 step. EWT is part-of-speech tagging, and EWT-frozen the same by a linear map of a backbone that stays as it is. Before
 them are pretraining's learning rate at its peak, steps, FLOPs of one as a multiple of mlm's, and the objective's own
 loss on held-out text: compare it over seeds and rates of one objective, never between objectives. A learning rate that
-suits one may not suit another: with several in --peaks each has a row. A training that fails leaves its row unfinished,
-and the others go on.
+suits one may not suit another: with several in --peaks each has a row, and with --walk there are more, until the best
+for that task has a worse one on either side. A training that fails leaves its row unfinished, and the others go on.
 """
 EQUAL = ("tokens", "compute")
 
@@ -153,6 +155,25 @@ def _cell(found: list[float | None], digits: int = 1) -> str:
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
+def _trials(args: argparse.Namespace, usual: float) -> Iterator[tuple[str, float, dict[float, float]]]:
+    """Yields (objective, learning rate, the scores that its rates have), the caller adding that of the rate."""
+    for objective in args.objectives:
+        rates = list(args.peaks or [usual])
+        scores: dict[float, float] = {}
+        while rates:
+            yield objective, rates.pop(0), scores
+            if args.walk and not rates:
+                rates = beyond(scores)
+
+
+def beyond(scores: dict[float, float]) -> list[float]:
+    """The learning rates to try next: twice the largest or half the smallest, where that has the best score so far."""
+    best = max(scores, key=lambda rate: scores[rate])
+    if scores[best] == -math.inf:  # none that is smaller was tried
+        return [min(scores) / 2] if len(scores) < 8 else []
+    return [2 * best] * (best == max(scores)) + [best / 2] * (best == min(scores))
+
+
 def main(argv: list[str] | None = None) -> None:
     from configs.compare_objectives import OBJECTIVES, WIDER, peak
 
@@ -184,6 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         "--peaks", type=numbers,
         help="learning rates of pretraining (default: one for all, by size and batch)",
     )  # fmt: skip
+    add("--walk", metavar="TASK", help="double or halve the best of --peaks for this task, until no end is the best")
     add(
         "--equal", choices=EQUAL, default=EQUAL[0],
         help="tokens: --steps for each; compute: as many as take the FLOPs of --steps of mlm (default: %(default)s)",
@@ -196,6 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     for what, given, known in (("objectives", args.objectives, OBJECTIVES), ("tasks", args.tasks, TASKS)):
         if unknown := [x for x in given if x not in known]:
             parser.error(f"--{what}: {unknown[0]} is not one of {', '.join(known)}")
+    if args.walk is not None and args.walk not in args.tasks:
+        parser.error(f"--walk: {args.walk} is not one of --tasks, {', '.join(args.tasks)}")
     root = os.environ.get("ROOTSTOCK_DATA", "")
     needed = ["pretrain", *(TASKS[task].data for task in args.tasks), *["blimp"] * (args.pairs > 0)]
     if missing := [x for x in dict.fromkeys(needed) if not (Path(root) / x).is_dir()]:
@@ -205,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"| objective | peak | steps | FLOPs | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 4) + "|", flush=True)
     one, failures = flops("mlm", args.size), []
-    for objective, rate in itertools.product(args.objectives, args.peaks or [peak(args.size, args.batch)]):
+    for objective, rate, scores in _trials(args, peak(args.size, args.batch)):
         ratio = flops(objective, args.size) / one
         steps = max(1, round(args.steps / ratio)) if args.equal == "compute" else args.steps
         found: dict[str, list[float | None]] = {column: [] for column in columns}
@@ -223,6 +247,8 @@ def main(argv: list[str] | None = None) -> None:
                 failed = f"{shlex.join(error.cmd)} ended with exit code {error.returncode}"
                 print(f"error: {failed}; its words are above", file=sys.stderr, flush=True)
         failures += [failed] * bool(failed)
+        known = [x for x in found.get(args.walk, ()) if x is not None]
+        scores[rate] = statistics.fmean(known) if known and not failed else -math.inf
         first = [objective.replace("|", r"\|"), which.peak, str(steps), f"{ratio:.2f}", _cell(found.pop("loss"), 3)]
         cells = ["failed" if failed and len(x) < len(args.seeds) else _cell(x) for x in found.values()]
         print(f"| {' | '.join([*first, *cells])} |", flush=True)

@@ -43,8 +43,8 @@ def rtd(
     published one is imported to, `{name}/transform` and `{name}/out`, and can be carried like it.
 
     Args:
-      generator: changes to the backbone's config that make the generator's. None takes a quarter of the heads (the nearest
-        whole number, at least one: half of two), with width and feed-forward in proportion.
+      generator: changes to the backbone's config that make the generator's. None takes a quarter of the heads (the
+        nearest whole number, at least one: half of two), with width and feed-forward in proportion.
       rate, choice, unit, span, ngrams, capacity: of the generator's task, see `objectives.mlm.mlm`; chosen tokens all
         become [MASK].
       sharing: of embeddings. "tied": the generator reads and predicts by the backbone's, with its positions and types

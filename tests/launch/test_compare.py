@@ -128,6 +128,34 @@ def test_one_that_fails_does_not_keep_the_others_from_running(tmp_path, capsys, 
     assert capsys.readouterr().out.splitlines()[-1] == "| mlm | 0.001 | 2500 | 1.00 | 2.000 |"
 
 
+def test_rates_are_walked_until_the_best_is_no_end(tmp_path, capsys, monkeypatch):
+    """Of a score that is highest at 4e-3; above it training fails."""
+
+    def run(*command):
+        folder = next(x.removeprefix("--workdir=") for x in command if x.startswith("--workdir="))
+        rate = float(folder.removeprefix(f"{tmp_path}/").split("_")[3])
+        if rate > 4.1e-3:
+            raise subprocess.CalledProcessError(1, ["python", *command])
+        stage = "finetune" if "RTE" in folder else "pretrain"
+        (Path(folder) / stage).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / stage / "metrics.jsonl").write_text(json.dumps({"valid/loss": 2.0, "dev/accuracy": 50 * rate}))
+
+    monkeypatch.setenv("ROOTSTOCK_DATA", str(tmp_path))
+    for folder in ("pretrain", "glue/RTE"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(compare, "_run", run)
+    how = ["--objectives=mlm", "--tasks=RTE", "--pairs=0", "--peaks=1e-3", "--walk=RTE"]
+    with pytest.raises(SystemExit, match="1 rows are not whole"):
+        compare.main([f"--out={tmp_path}", *how])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[1], row[-1]) for row in rows] == [
+        ("0.001", "5.0 |"), ("0.002", "10.0 |"), ("0.0005", "2.5 |"), ("0.004", "20.0 |"), ("0.008", "failed |"),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        compare.main([f"--out={tmp_path}", "--tasks=RTE", "--walk=EWT"])
+    assert "--walk: EWT is not one of --tasks, RTE" in capsys.readouterr().err
+
+
 def test_equal_compute_gives_dearer_objectives_fewer_steps(tmp_path, capsys, monkeypatch):
     ran = []
 
