@@ -2,6 +2,7 @@
 https://arxiv.org/abs/1912.00582)."""
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from train.data import formats
 
 _EXAMPLES = """examples:
   python -m launch.blimp --workdir=runs/wiki --stage=pretrain
@@ -61,18 +64,23 @@ def paradigms(folder: Path, pairs: int | None) -> Iterator[tuple[str, list[dict]
     if not files:
         raise ValueError(f"--data={folder} holds no .jsonl files; expected BLiMP's paradigms, one file each")
     for file in files:
-        with file.open() as lines:
-            found = [json.loads(line) for line in lines][:pairs]
-        for row, line in enumerate(found, start=1):
-            if missing := {"sentence_good", "sentence_bad"} - line.keys():
+        found: list[dict] = []
+        for row, line in itertools.islice(formats.jsonl_rows(file, _NAMES), pairs):
+            if isinstance(line, ValueError):
+                raise line
+            if missing := {*_NAMES} - line.keys():
                 raise ValueError(f"{file}:{row}: no column {sorted(missing)[0]!r}; columns found: {', '.join(line)}")
+            found.append(line)
         yield file.stem, found
+
+
+_NAMES = ("sentence_good", "sentence_bad")
 
 
 def accuracies(trained: Any, folder: Path, pairs: int | None = None) -> dict[str, float]:
     """The share of pairs of each paradigm whose good sentence is the likelier; ties count half."""
     given = dict(paradigms(folder, pairs))
-    texts = [line[side] for lines in given.values() for line in lines for side in ("sentence_good", "sentence_bad")]
+    texts = [line[side] for lines in given.values() for line in lines for side in _NAMES]
     good, bad = likelihoods(trained, texts).reshape(-1, 2).T
     right = np.where(good == bad, 0.5, good > bad)
     ends = np.cumsum([len(lines) for lines in given.values()])
@@ -81,6 +89,7 @@ def accuracies(trained: Any, folder: Path, pairs: int | None = None) -> dict[str
 
 
 def main(argv: list[str] | None = None) -> None:
+    from launch.predict import SET, load
     from train.data.files import expand
 
     parser = argparse.ArgumentParser(
@@ -91,20 +100,21 @@ def main(argv: list[str] | None = None) -> None:
     add("--workdir", type=Path, required=True, help="the run's folder")
     add("--stage", required=True, help="the stage whose checkpoint is asked")
     add("--step", type=int, help="the checkpoint of this step, instead of the newest")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
     add("--data", default="$ROOTSTOCK_DATA/blimp", help="the folder of the paradigms (default: %(default)s)")
     add("--pairs", type=int, help="so many of each paradigm, instead of all")
     add("--out", type=Path, help="write the accuracies there too, as JSON")
     args = parser.parse_args(argv)
     if args.pairs is not None and args.pairs < 1:
         parser.error(f"--pairs={args.pairs}: expected at least 1 of each paradigm")
+    if args.out is not None and not args.out.absolute().parent.is_dir():
+        parser.error(f"--out={args.out}: no such folder as {args.out.parent}")
     try:
         from absl import logging
 
-        from launch.predict import load
-
         logging.set_verbosity(logging.WARNING)
         folder = Path(expand(args.data))
-        found = accuracies(load(args.workdir, args.stage, args.step), folder, args.pairs)
+        found = accuracies(load(args.workdir, args.stage, args.step, changes=args.set), folder, args.pairs)
     except ValueError as error:
         sys.exit(f"error: {error}")
     for name, accuracy in sorted(found.items(), key=lambda item: -item[1]):

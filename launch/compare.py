@@ -247,8 +247,8 @@ def main(argv: list[str] | None = None) -> None:
                 failed = f"{shlex.join(error.cmd)} ended with exit code {error.returncode}"
                 print(f"error: {failed}; its words are above", file=sys.stderr, flush=True)
         failures += [failed] * bool(failed)
-        known = [x for x in found.get(args.walk, ()) if x is not None]
-        scores[rate] = statistics.fmean(known) if known and not failed else -math.inf
+        told = [x for x in found.get(args.walk, ()) if x is not None]
+        scores[rate] = statistics.fmean(told) if told and not failed else -math.inf
         first = [objective.replace("|", r"\|"), which.peak, str(steps), f"{ratio:.2f}", _cell(found.pop("loss"), 3)]
         cells = ["failed" if failed and len(x) < len(args.seeds) else _cell(x) for x in found.values()]
         print(f"| {' | '.join([*first, *cells])} |", flush=True)

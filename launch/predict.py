@@ -1,12 +1,13 @@
 """Predictions of a trained stage for texts, from its checkpoint alone; or its evaluations, without training."""
 
 import argparse
+import ast
 import dataclasses
 import itertools
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ _EXAMPLES = """examples:
   python -m launch.predict --workdir=runs/sst2 --stage=finetune --texts=reviews.jsonl --out=predictions.jsonl
   python -m launch.predict --workdir=runs/squad --stage=finetune --text="Who saw it?" --pair="It was seen by Ann."
   python -m launch.predict --workdir=runs/demo --stage=pretrain --text="The film was [MASK] ."
+  python -m launch.predict --workdir=runs/multi30k --stage=translate --set=beams=4 --set=penalty=1.0 --evaluate
   python -m launch.predict --workdir=runs/t5 --stage=pretrain --text="The <extra_id_0> was <extra_id_1> ."
   python -m launch.predict --workdir=runs/diffusion --stage=pretrain --seed=1 --text="The [MASK] [MASK] [MASK] good."
   zcat reviews.txt.gz | python -m launch.predict --workdir=runs/sst2 --stage=finetune -
@@ -27,6 +29,10 @@ One JSON object a text comes out, in the order of the texts. A .txt file (and st
 are the texts of a .jsonl file, beside `choices`, a list. A text too long for the stage's rows is cut, and a warning
 counts those.
 """
+
+
+SET = """an argument of the objective for this once, as beams=4, steps=64 (masked diffusion) or likelihood=causal
+(hybrid); of a mixture's PART.KEY=VALUE; may be given again"""
 
 
 class Trained(NamedTuple):
@@ -44,10 +50,11 @@ class Trained(NamedTuple):
     step: int
 
 
-def load(workdir: Path, name: str, step: int | None = None, best: bool = False) -> Trained:
+def load(workdir: Path, name: str, step: int | None = None, best: bool = False, changes: Sequence[str] = ()) -> Trained:
     """A stage from its newest checkpoint, that of a step, or the best, on a one-axis mesh over this process's devices.
 
-    Every device holds all the parameters. Raises ValueError where there is no such stage, checkpoint or tokenizer.
+    Every device holds all the parameters. `changes` are arguments of the objective for this once, "beams=4", and of a
+    mixture's "seq2seq.beams=4". Raises ValueError where there is no such stage, checkpoint, tokenizer or argument.
     """
     import jax
 
@@ -60,6 +67,7 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False) 
     made = build.spec(config, name)
     # the architecture as it was, and not as a checkpoint says that it came from: that may be gone
     made = dataclasses.replace(made, backbone={"size": "tiny"} | build.plain(origin["backbone"]))
+    made = dataclasses.replace(made, objective=_changed(made.objective, changes))
     if not made.objective:
         raise ValueError(
             f"{name} of {workdir} was imported with no head that predicts here; it holds {', '.join(params)}"
@@ -75,6 +83,25 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False) 
     view = build.load(made.view) if made.view else training.identity
     params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
     return Trained(name, config, made, tokenizer, bb, objective, view, params, mesh, step)
+
+
+def _changed(objective: dict, changes: Sequence[str]) -> dict:
+    for change in changes:
+        path, equals, text = change.partition("=")
+        part, _, key = path.rpartition(".")
+        parts = objective.get("mixture", {})
+        if not equals or (part or None) not in (parts or {None}):
+            where = f"PART.KEY=VALUE, PART one of {', '.join(parts)}" if parts else "KEY=VALUE"
+            raise ValueError(f"--set={change}: expected {where}")
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):  # a word
+            value = text
+        if part:
+            objective = objective | {"mixture": parts | {part: parts[part] | {key: value}}}
+        else:
+            objective = objective | {key: value}
+    return objective
 
 
 def _check_there(workdir: Path, name: str, best: bool) -> None:
@@ -420,6 +447,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--stage", required=True, help="the stage whose checkpoint predicts")
     add("--step", type=int, help="the checkpoint of this step, instead of the newest")
     add("--best", action="store_true", help="the checkpoint that was best on dev, instead of the newest")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
     add("--texts", metavar="FILE", help="a file of texts: .txt, .jsonl, .csv or .tsv")
     add("--text", action="append", help="a text; may be given again")
     add("--pair", action="append", help="the second text of a pair whose first is --text; one for each")
@@ -450,7 +478,7 @@ def main(argv: list[str] | None = None) -> None:
         from absl import logging
 
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
-        trained = load(args.workdir, args.stage, args.step, args.best)
+        trained = load(args.workdir, args.stage, args.step, args.best, args.set)
         if args.evaluate:
             metrics = evaluations(trained, args.workdir)
             _write([json.dumps({"stage": args.stage, "step": trained.step} | metrics, indent=1)], args.out)

@@ -1,5 +1,6 @@
 """Language modelling from left to right, and after a prefix that is seen whole."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -69,17 +70,28 @@ def causal(
         return Sums(terms, {f"{name}_accuracy": Ratio((hit_BL * weight_BL).sum(), count)})
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
-        target_BL, follows_BL = following(batch)
-        logits_BLV = logits(params, encode(dict(batch) | {"reach": batch["positions"]}, key).hidden, wide=True)
-        nll_BL, _ = ops.cross_entropy(logits_BLV, target_BL)
-        before_BL = jnp.where(follows_BL, -nll_BL, 0.0)  # of the token that follows
-        moved_BL = jnp.pad(before_BL, ((0, 0), (1, 0)))[:, :-1]
-        return dict(log_likelihood=moved_BL, prediction=logits_BLV.argmax(-1).astype(jnp.int32))
+        likelihood_BL, logits_BLV = ahead(logits, params, encode, batch, key)
+        return dict(log_likelihood=likelihood_BL, prediction=logits_BLV.argmax(-1).astype(jnp.int32))
 
-    def likelihood(params: dict, encode, batch) -> Array:
-        return per_segment(predict(params, encode, batch)["log_likelihood"], batch)
+    return Objective(
+        name, loss, predict, head.init, head.axes, corrupt, likelihood=partial(left_to_right, logits)
+    )  # fmt: skip
 
-    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=likelihood)
+
+def ahead(logits: Callable[..., Array], params: dict, encode, batch, key: Array | None = None) -> tuple[Array, Array]:
+    """(log p of each token, given those before it in its segment, [B, L], 0 of the first; the logits [B, L, V] of the
+    token after each). `logits` is a function (params, hidden, wide) -> [B, L, V].
+    """
+    target_BL, follows_BL = following(batch)
+    logits_BLV = logits(params, encode(dict(batch) | {"reach": batch["positions"]}, key).hidden, wide=True)
+    nll_BL, _ = ops.cross_entropy(logits_BLV, target_BL)
+    before_BL = jnp.where(follows_BL, -nll_BL, 0.0)  # of the token that follows
+    return jnp.pad(before_BL, ((0, 0), (1, 0)))[:, :-1], logits_BLV
+
+
+def left_to_right(logits: Callable[..., Array], params: dict, encode, batch) -> Array:
+    """float32 [B, S]: the log-likelihood of each packed segment, of all its tokens after the first."""
+    return per_segment(ahead(logits, params, encode, batch)[0], batch)
 
 
 def per_segment(x_BL: Array, batch) -> Array:

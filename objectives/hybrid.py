@@ -10,10 +10,12 @@ import numpy as np
 from model import ops, random
 from model.heads import mlm_head, score_words
 from model.types import Backbone
-from objectives.causal import check_reach, following
+from objectives.causal import check_reach, following, left_to_right
 from objectives.likelihood import pseudo
 from objectives.masking import Rate, masking
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+
+LIKELIHOODS = ("masked", "causal")
 
 
 def hybrid(
@@ -31,6 +33,7 @@ def hybrid(
     tied: bool = True,
     softcap: float | None = None,
     activation: str = "layers",
+    likelihood: str = "masked",
     name: str = "hybrid",
 ) -> Objective:
     """Every state predicts the token after it: in causal segments from what came before, in masked ones from all that
@@ -44,6 +47,8 @@ def hybrid(
       causal: share of the segments that are causal.
       rate, mask, replace, choice, unit, span, ngrams: of the masked ones, see `objectives.mlm.mlm`.
       tied, softcap, activation: see `model.heads.mlm_head`.
+      likelihood: which of the two a text's likelihood is of: "masked", each token from all others, or "causal", from
+        left to right (section 3 compares them).
 
     A corrupted row holds `reach` int32 [L], and under `name` `target` int32 [L], `weight` float32 [L] (whether the next
     token is predicted) and `causal` float32 [L].
@@ -59,6 +64,8 @@ def hybrid(
     hide = masking(
         name, vocab, rate=rate, mask=mask, replace=replace, choice=choice, unit=unit, span=span, ngrams=ngrams
     )
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"{name} likelihood={likelihood!r} must be one of {', '.join(LIKELIHOODS)}")
     head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
     absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
 
@@ -102,4 +109,5 @@ def hybrid(
         before = lambda x_BL: jnp.roll(x_BL, 1, -1)
         return dict(prediction=before(p_BLV.argmax(-1).astype(jnp.int32)), probability=before(p_BLV.max(-1)))
 
-    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=pseudo(logits, vocab, before=1))
+    of = pseudo(logits, vocab, before=1) if likelihood == "masked" else partial(left_to_right, logits)
+    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=of)

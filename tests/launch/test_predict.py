@@ -265,6 +265,22 @@ def test_spans_of_one_text_have_no_bleu(finetuned, toy):
     }  # fmt: skip
 
 
+def test_arguments_of_the_objective_for_once(toy):
+    trained = load(toy.workdir, "pretrain", changes=("unit=word", "rate=0.25"))
+    assert trained.made.objective | dict(unit="word", rate=0.25) == trained.made.objective
+    assert load(toy.workdir, "pretrain").made.objective != trained.made.objective
+    parts = dict(mixture=dict(mlm=dict(rate=0.15), t5=dict(beams=1)), alternate=True)
+    found = predicting._changed(parts, ["t5.beams=4", "t5.penalty=1.0"])
+    assert found == dict(mixture=dict(mlm=dict(rate=0.15), t5=dict(beams=4, penalty=1.0)), alternate=True)
+    with pytest.raises(ValueError, match="did you mean 'rate'"):
+        load(toy.workdir, "pretrain", changes=("rat=0.25",))
+    for wrong in ("rate", "mlm.rate=1"):
+        with pytest.raises(ValueError, match=f"--set={wrong}: expected KEY=VALUE"):
+            load(toy.workdir, "pretrain", changes=(wrong,))
+    with pytest.raises(ValueError, match=r"--set=beams=4: expected PART.KEY=VALUE, PART one of mlm, t5"):
+        predicting._changed(parts, ["beams=4"])
+
+
 def test_evaluations_are_those_of_training(toy, finetuned):
     lines = [json.loads(line) for line in (toy.workdir / "finetune/metrics.jsonl").read_text().splitlines()]
     logged = next(line for line in lines if line["step"] == 3 and "dev/accuracy" in line)

@@ -65,6 +65,15 @@ def test_from_left_to_right_it_is_the_sum_of_what_predict_says(bb, vocab):
     np.testing.assert_allclose(told(objective, bb, params, rows), expected, rtol=1e-5)
 
 
+def test_of_a_hybrid_it_is_of_either_kind(bb, vocab):
+    one, both = causal(bb, vocab), hybrid(bb, vocab, likelihood="causal")
+    params, rows = params_of(bb, one), pack([[5, 0, 9], [1]], 48, 3)
+    same = {"backbone": params["backbone"], "hybrid": params["causal"]}
+    np.testing.assert_array_equal(told(both, bb, same, rows), told(one, bb, params, rows))
+    with pytest.raises(ValueError, match="hybrid likelihood='both' must be one of masked, causal"):
+        hybrid(bb, vocab, likelihood="both")
+
+
 def test_a_mixture_has_that_of_the_first_that_has_one(bb, vocab):
     parts = ((1.0, sop(bb, vocab)), (1.0, causal(bb, vocab)), (1.0, mlm(bb, vocab)))
     objective = mix(*parts, backbone=bb)
