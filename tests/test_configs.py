@@ -49,9 +49,10 @@ def data(tmp_path_factory) -> Path:
     (folder / "ranked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ranked))
     labels = ("a", "b+c", "")
     (folder / "several.csv").write_text("text,label\n" + "".join(f"{t},{labels[i % 3]}\n" for i, t in enumerate(texts)))
+    few = lambda text, split: text.split()[: 4 if split == "dev" else None]  # of what is scored nothing is cut
     (folder / "wnut17").mkdir()
     for split in ("train", "dev"):
-        tagged = ("\n".join(f"{w}\t{'B-person' if i % 2 else 'O'}" for i, w in enumerate(t.split())) for t in texts)
+        tagged = ("\n".join(f"{w}\t{'B-person' if i % 2 else 'O'}" for i, w in enumerate(few(t, split))) for t in texts)
         (folder / "wnut17" / f"{split}.conll").write_text("\n\n".join(tagged) + "\n")
     (folder / "choices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in chosen))
     (folder / "squad").mkdir()
@@ -63,7 +64,7 @@ def data(tmp_path_factory) -> Path:
     for split in ("train", "dev"):
         with gzip.open(folder / "ud_ewt" / f"{split}.conllu.gz", "wt") as file:
             for text in texts:
-                words = enumerate(text.split(), 1)
+                words = enumerate(few(text, split), 1)
                 file.writelines(f"{i}\t{w}\t_\t{('NOUN', 'VERB')[i % 2]}" + "\t_" * 6 + "\n" for i, w in words)
                 file.write("\n")
     return folder

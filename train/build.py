@@ -129,16 +129,18 @@ def spec(config: dict, name: str) -> Spec:
     _check_types(Spec, section, name)
     section["backbone"] = config.get("backbone", {}) | section.get("backbone", {})
     section["objective"] = _published(section["objective"])
-    section |= {k: section[k] or None for k in ("steps", "epochs") if k in section}  # 0 on a command line unsets one
+    lasts = [k for k in ("steps", "epochs") if section.get(k) is not None]
+    if len(lasts) == 2:  # a command line, which takes no key away, unsets one by 0
+        section |= {k: section[k] or None for k in lasts}
     made = Spec(**section)
     if (made.steps is None) == (made.epochs is None):
         raise ValueError(
             f"{name} needs either steps or epochs, and the other 0 or absent; found steps={made.steps}, "
             f"epochs={made.epochs}"
         )
-    for key in ("steps", "epochs", "batch", "microbatches"):
-        if (value := getattr(made, key)) is not None and value <= 0:
-            raise ValueError(f"{name}.{key}={value} must be above 0")
+    for key, least in dict(steps=0, epochs=0, batch=1, microbatches=1).items():
+        if (value := getattr(made, key)) is not None and value < least:
+            raise ValueError(f"{name}.{key}={value} must be at least {least}")
     return made
 
 
