@@ -78,32 +78,35 @@ def _run(*command: str) -> None:
     """Runs it to its end. Asked to stop, it asks the command, which saves, and ends when that has ended."""
     print(shlex.join(["python", *command]), file=sys.stderr, flush=True)
     asked: list[int] = []
-    # of a session of its own: a terminal's Ctrl-C would come to it twice, which ends it at once
-    with subprocess.Popen([sys.executable, *command], stdout=sys.stderr, start_new_session=True) as child:
+    child: subprocess.Popen | None = None
 
-        def ask(number: int, frame: Any) -> None:
-            asked.append(number)
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        if child is not None:
             child.send_signal(number)
 
-        before = {number: signal.signal(number, ask) for number in _STOPS}
-        try:
-            code = child.wait()
-        finally:
-            for number, old in before.items():
-                signal.signal(number, old)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        child = subprocess.Popen([sys.executable, *command], stdout=sys.stderr)
+        if asked:  # while it was being started
+            child.send_signal(asked[0])
+        code = child.wait()
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
     if asked:
         sys.exit(f"stopped by {signal.Signals(asked[0]).name}: the same command goes on from there")
     if code:
-        raise subprocess.CalledProcessError(code, ["python", *command])
-
-
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        raise ValueError(f"{shlex.join(['python', *command])} ended with exit code {code}; see its output above")
 
 
 def _last(folder: Path, metric: str) -> float:
-    """The last value logged of a metric."""
+    """The last value logged of a metric. Raises ValueError where there is none, or it is not a number."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line[metric] for line in lines if metric in line][-1]
+    found = [line[metric] for line in lines if metric in line][-1:]
+    if found in ([], [None]):
+        raise ValueError(f"{folder / 'metrics.jsonl'} has no {metric}, or last one that is not finite")
+    return found[0]
 
 
 def flops(objective: str, size: str) -> int:
@@ -136,10 +139,10 @@ def finetune(workdir: Path, name: str, seed: int) -> float:
 
 
 def blimp(workdir: Path, pairs: int) -> float | None:
-    """The mean accuracy in percent; None for an objective without a likelihood, and without pairs."""
+    """The mean accuracy in percent; None for an objective without a likelihood."""
     from launch.predict import load
 
-    if not pairs or load(workdir, "pretrain").objective.likelihood is None:
+    if load(workdir, "pretrain").objective.likelihood is None:
         return None
     file = workdir / f"blimp_{pairs}.json"
     if not file.exists():
@@ -166,11 +169,18 @@ def _trials(args: argparse.Namespace, usual: float) -> Iterator[tuple[str, float
                 rates = beyond(scores)
 
 
+_MOST = 8  # learning rates of an objective
+
+
 def beyond(scores: dict[float, float]) -> list[float]:
-    """The learning rates to try next: twice the largest or half the smallest, where that has the best score so far."""
+    """The learning rates to try next: twice the largest or half the smallest, where that has the best score so far, or
+    half of all that diverged. None once there are eight: of an objective that is worse than none, less is ever better.
+    """
     best = max(scores, key=lambda rate: scores[rate])
-    if scores[best] == -math.inf:  # none that is smaller was tried
-        return [min(scores) / 2] if len(scores) < 8 else []
+    if len(scores) >= _MOST:
+        return []
+    if scores[best] == -math.inf:
+        return [min(scores) / 2]
     return [2 * best] * (best == max(scores)) + [best / 2] * (best == min(scores))
 
 
@@ -189,10 +199,10 @@ def main(argv: list[str] | None = None) -> None:
         return number
 
     def integers(text: str) -> list[int]:
-        return [int(x) for x in listed(text)]
+        return [int(x) for x in text.split(",")]
 
     def numbers(text: str) -> list[float]:
-        return [float(x) for x in listed(text)]
+        return [float(x) for x in text.split(",")]
 
     add("--out", type=Path, required=True, help="a folder; the workdirs are in it")
     add("--objectives", type=listed, default=list(OBJECTIVES), help=f"of {', '.join(OBJECTIVES)} (default: all)")
@@ -205,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         "--peaks", type=numbers,
         help="learning rates of pretraining (default: one for all, by size and batch)",
     )  # fmt: skip
-    add("--walk", metavar="TASK", help="double or halve the best of --peaks for this task, until no end is the best")
+    add("--walk", metavar="TASK", help="try rates beyond --peaks, until the best for this task is not the last")
     add(
         "--equal", choices=EQUAL, default=EQUAL[0],
         help="tokens: --steps for each; compute: as many as take the FLOPs of --steps of mlm (default: %(default)s)",
@@ -218,6 +228,8 @@ def main(argv: list[str] | None = None) -> None:
     for what, given, known in (("objectives", args.objectives, OBJECTIVES), ("tasks", args.tasks, TASKS)):
         if unknown := [x for x in given if x not in known]:
             parser.error(f"--{what}: {unknown[0]} is not one of {', '.join(known)}")
+    if args.pairs < 0:
+        parser.error(f"--pairs={args.pairs}: expected 0 or more of each paradigm")
     if args.walk is not None and args.walk not in args.tasks:
         parser.error(f"--walk: {args.walk} is not one of --tasks, {', '.join(args.tasks)}")
     root = os.environ.get("ROOTSTOCK_DATA", "")
@@ -233,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
         ratio = flops(objective, args.size) / one
         steps = max(1, round(args.steps / ratio)) if args.equal == "compute" else args.steps
         found: dict[str, list[float | None]] = {column: [] for column in columns}
-        failed = ""
+        failed = []
         for seed in args.seeds:
             try:
                 which = Pretraining(objective, args.size, steps, args.batch, f"{rate:g}", seed)
@@ -243,17 +255,20 @@ def main(argv: list[str] | None = None) -> None:
                     found[task].append(finetune(workdir, task, seed))
                 if args.pairs:
                     found["BLiMP"].append(blimp(workdir, args.pairs))
-            except subprocess.CalledProcessError as error:  # as where a learning rate is too large: others may do
-                failed = f"{shlex.join(error.cmd)} ended with exit code {error.returncode}"
-                print(f"error: {failed}; its words are above", file=sys.stderr, flush=True)
-        failures += [failed] * bool(failed)
+            except ValueError as error:  # as where a learning rate is too large: others may do
+                failed.append(str(error))
+                print(f"error: {error}", file=sys.stderr, flush=True)
+        failures += failed
         told = [x for x in found.get(args.walk, ()) if x is not None]
-        scores[rate] = statistics.fmean(told) if told and not failed else -math.inf
-        first = [objective.replace("|", r"\|"), which.peak, str(steps), f"{ratio:.2f}", _cell(found.pop("loss"), 3)]
-        cells = ["failed" if failed and len(x) < len(args.seeds) else _cell(x) for x in found.values()]
+        scores[rate] = statistics.fmean(told) if len(told) == len(args.seeds) else -math.inf
+        first = [objective.replace("|", r"\|"), f"{rate:g}", str(steps), f"{ratio:.2f}"]
+        cells = [
+            _cell(x, 3 if column == "loss" else 1) if len(x) == len(args.seeds) else "failed"
+            for column, x in found.items()
+        ]
         print(f"| {' | '.join([*first, *cells])} |", flush=True)
     if failures:
-        sys.exit(f"error: {len(failures)} rows are not whole:\n  " + "\n  ".join(failures))
+        sys.exit(f"error: {len(failures)} unfinished:\n  " + "\n  ".join(failures))
 
 
 if __name__ == "__main__":

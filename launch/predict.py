@@ -31,8 +31,8 @@ counts those.
 """
 
 
-SET = """an argument of the objective for this once, as beams=4, steps=64 (masked diffusion) or likelihood=causal
-(hybrid); of a mixture's PART.KEY=VALUE; may be given again"""
+SET = """override an argument of the objective for this run, as beams=4, steps=64 (masked diffusion) or
+likelihood=causal (hybrid); in a mixture PART.KEY=VALUE; may be given again"""
 
 
 class Trained(NamedTuple):
@@ -172,8 +172,7 @@ def predict(
         unlabelled = [record._replace(label=None) for record in records]
         if trained.objective.writes and "types" in trained.objective.needs:  # as in training, where a pair follows
             unlabelled = [record._replace(pair="") for record in unlabelled]
-        sentinels = trained.backbone.config.V - trained.tokenizer.vocab.size if trained.objective.writes else 0
-        trained = trained._replace(tokenizer=Masking(trained.tokenizer, sentinels))
+        trained = trained._replace(tokenizer=Masking(trained.tokenizer, trained.objective.sentinels))
         rows = label_examples(unlabelled, trained.tokenizer, length, None, truncate=True)
     arrays, report = rows.arrays, rows.report
     if report["truncated"]:
@@ -353,7 +352,7 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
 
     if not trained.made.evals:
         raise ValueError(
-            f"{trained.name} was trained without evals: add some to its config, and a step to its steps, and train on"
+            f"{trained.name} was trained without evals: add some to its config, raise its steps by one, and train on"
         )
     run = jax.jit(evaluate.evaluator(trained.backbone, trained.objective, trained.view))
     out: dict[str, float | None] = {}
@@ -430,7 +429,11 @@ def _write(lines: Iterable[str], out: str | None) -> None:
         for line in lines:
             print(line, flush=True)
         return
-    whole = Path(out)
+    whole = Path(out).resolve()
+    if whole.exists() and not whole.is_file():  # a pipe or a device
+        with whole.open("w") as file:
+            file.writelines(line + "\n" for line in lines)
+        return
     part = whole.with_name(f"{whole.name}.partial")  # what was there stays until all is written
     with part.open("w") as file:
         file.writelines(line + "\n" for line in lines)
@@ -461,6 +464,8 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give one of --texts=FILE, --text=TEXT, - and --evaluate")
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
         parser.error(f"--out={args.out}: no such folder as {Path(args.out).parent}")
+    if args.out is not None and Path(args.out).is_dir():
+        parser.error(f"--out={args.out} is a folder; expected a file")
     if args.out is not None and args.texts is not None and Path(args.out).resolve() == Path(args.texts).resolve():
         parser.error(f"--out={args.out} is the file of texts itself, which would be lost")
     if args.evaluate and args.seed is not None:

@@ -104,4 +104,6 @@ def diffusion(
 
         return dict(filled=jax.lax.fori_loop(0, steps, fill, batch["tokens"]))
 
-    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=pseudo(logits, vocab))
+    return Objective(
+        name, loss, predict, head.init, head.axes, corrupt, likelihood=pseudo(partial(logits, wide=True), vocab)
+    )

@@ -109,5 +109,9 @@ def hybrid(
         before = lambda x_BL: jnp.roll(x_BL, 1, -1)
         return dict(prediction=before(p_BLV.argmax(-1).astype(jnp.int32)), probability=before(p_BLV.max(-1)))
 
-    of = pseudo(logits, vocab, before=1) if likelihood == "masked" else partial(left_to_right, logits)
+    of = (
+        pseudo(partial(logits, wide=True), vocab, before=1)
+        if likelihood == "masked"
+        else partial(left_to_right, logits)
+    )
     return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=of)

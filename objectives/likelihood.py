@@ -11,7 +11,7 @@ from objectives.types import Array
 from objectives.vocab import Vocab
 
 
-def pseudo(logits: Callable[..., Array], vocab: Vocab, *, before: int = 0) -> Callable[..., Array]:
+def pseudo(logits: Callable[[dict, Array], Array], vocab: Vocab, *, before: int = 0) -> Callable[..., Array]:
     """(params, encode, batch) -> float32 [B, S]: of each packed segment the sum, over its ordinary tokens, of
     log p(token | all others), each hidden in a pass of its own (Salazar et al. 2020, https://arxiv.org/abs/1910.14659,
     equation 2).
@@ -19,7 +19,7 @@ def pseudo(logits: Callable[..., Array], vocab: Vocab, *, before: int = 0) -> Ca
     A pass hides one token of every segment, so that there are as many passes as the longest has tokens.
 
     Args:
-      logits: (params, hidden [B, P, D], wide) -> [B, P, V], of float32 where `wide`.
+      logits: (params, hidden [B, P, D]) -> [B, P, V], of float32 at least: many are added up.
       before: how many places before a token the state stands that predicts it; a segment's first have none, and are
         left out.
     """
@@ -36,7 +36,7 @@ def pseudo(logits: Callable[..., Array], vocab: Vocab, *, before: int = 0) -> Ca
             at_BS = here_BSL.argmax(-1)
             hidden_BL = jnp.where(here_BL, vocab.mask, tokens_BL).astype(tokens_BL.dtype)
             state_BSD = encode(batch | {"tokens": hidden_BL}, at=jnp.maximum(at_BS - before, 0)).hidden
-            nll_BS, _ = ops.cross_entropy(logits(params, state_BSD, wide=True), ops.pick(tokens_BL, at_BS))
+            nll_BS, _ = ops.cross_entropy(logits(params, state_BSD), ops.pick(tokens_BL, at_BS))
             return (total_BS - jnp.where(here_BSL.any(-1), nll_BS, 0.0)).astype(total_BS.dtype)
 
         start_BS = jnp.zeros(of_BSL.shape[:2], jnp.float32)

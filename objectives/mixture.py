@@ -60,13 +60,17 @@ def mix(
         raise ValueError(f"{', '.join(inner)} is a mixture itself: give all its parts in the outer one")
     total = sum(weight for weight, _ in weighted)
     frozen = tuple(pattern for part in parts for pattern in part.frozen)
-    for part in parts:
-        ours = [pattern for pattern in part.frozen if pattern.startswith("backbone")]
-        if len(parts) > 1 and ours and (part.view is Objective._field_defaults["view"] or len({*frozen}) < len(frozen)):
+    freezing = [part for part in parts if any(pattern.startswith("backbone") for pattern in part.frozen)]
+    for part in freezing:
+        if len(parts) > 1 and part.view is Objective._field_defaults["view"]:
             raise ValueError(
-                f"{part.name} freezes {', '.join(ours)}, which the other objectives of the mixture would train: take "
-                "it alone, or so that it shares them (rtd sharing='tied')"
+                f"{part.name} freezes {', '.join(part.frozen)}, which the other objectives of the mixture would train"
             )
+    if len(freezing) > 1:
+        raise ValueError(
+            f"{' and '.join(part.name for part in freezing)} each make a leaf of the backbone of leaves of their own "
+            f"({', '.join(frozen)}), and it can be made once: let one share it (rtd sharing='tied')"
+        )
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         made = {part.name: part.corrupt(key, row, step) for part in parts}

@@ -134,4 +134,4 @@ def mlm(
         return head.init(key) | {k: part.init(own) for (k, part), own in zip(more.items(), keys, strict=False)}
 
     axes = head.axes | {k: part.axes for k, part in more.items()}
-    return Objective(name, loss, predict, init, axes, corrupt, likelihood=pseudo(logits, vocab))
+    return Objective(name, loss, predict, init, axes, corrupt, likelihood=pseudo(partial(logits, wide=True), vocab))

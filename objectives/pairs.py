@@ -118,7 +118,7 @@ def sop(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
 
     def refuse(rows: dict) -> str:
         ends_NL = (rows["tokens"] == vocab.sep) & (rows["segments"] > 0)
-        last_NL = ends_NL[:, 1:] & (rows["types"][:, 1:] == 0)
+        last_NL = ends_NL[:, 1:] & (rows["types"][:, 1:] == 0) & (rows["segments"][:, 1:] == rows["segments"][:, :-1])
         if not (last_NL & ends_NL[:, :-1]).any():
             return ""
         return (

@@ -341,7 +341,7 @@ def _objective(
         return {"decoder": writer.init(a), "head": head.init(b)}
 
     axes = {"decoder": writer.axes, "head": head.axes}
-    return Objective(name, loss, predict, init, axes, corrupt, needs=needs, writes=True)
+    return Objective(name, loss, predict, init, axes, corrupt, needs=needs, writes=True, sentinels=sentinels)
 
 
 def _smoothed(logits_BTV: Array, label_BT: Array, over_V: np.ndarray) -> tuple[Array, Array, Array]:

@@ -115,6 +115,7 @@ class Objective(NamedTuple):
     refuse:   rows -> what is wrong with them, "" if nothing: numpy arrays [N, ...] of some of a data set, that hold
               what it needs. Rows of which nothing could be learned are an error before training
     writes:   whether `prediction` is a text of ids for each segment, int32 [B, S, T]
+    sentinels: how many ids after the tokenizer's stand for spans, in what is read and written
     scores:   names of evaluation scores that are not ratios of sums, computed on `prediction` [B, S, ...] of `predict`,
               of the segments that its `scored` bool [B, S] tells, by default all
     truth:    the batch's array that `prediction` is held against in them: "labels" [B, S, ...] of each segment, or
@@ -147,5 +148,6 @@ class Objective(NamedTuple):
     classes: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()
     writes: bool = False
+    sentinels: int = 0
     likelihood: Callable[..., Array] | None = None
     parts: tuple["Objective", ...] = ()

@@ -58,7 +58,7 @@ class Spec:
     schedule:    a factory of `train.schedule`
     batch:       rows of data a step, over the whole mesh
     layout:      of finetuning examples in a batch: "padded", "bucketed" or "packed"
-    steps, epochs:  one of them
+    steps, epochs:  one of them, the other absent or 0
     mesh:        "data=2,fsdp=4,tensor=1"; -1 for what is left
     carry:       `stage` (of this workdir) or `checkpoint` (a stage's folder), with `rules` and `resize`; `best` to take
                  the best on dev rather than the last
@@ -134,10 +134,8 @@ def spec(config: dict, name: str) -> Spec:
         section |= {k: section[k] or None for k in lasts}
     made = Spec(**section)
     if (made.steps is None) == (made.epochs is None):
-        raise ValueError(
-            f"{name} needs either steps or epochs, and the other 0 or absent; found steps={made.steps}, "
-            f"epochs={made.epochs}"
-        )
+        found = ", ".join(f"{k}={config[name].get(k)}" for k in ("steps", "epochs"))
+        raise ValueError(f"{name} needs either steps or epochs, and the other 0 or absent; found {found}")
     for key, least in dict(steps=0, epochs=0, batch=1, microbatches=1).items():
         if (value := getattr(made, key)) is not None and value < least:
             raise ValueError(f"{name}.{key}={value} must be at least {least}")
@@ -478,7 +476,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     tok = tokenizer(config, workdir)
     bb, objective = model(made, name, tok.vocab, mesh)
     if made.view:
-        checks.apart(objective, f"{name}.view={made.view}")
+        checks.apart(objective, f"{name}.view={named(made.view)}")
     data = rows(made.data, f"{name}.data", tok, workdir)
     steps = made.steps or math.ceil((made.epochs or 0) * len(data) / made.batch)
     schedule, optimizer, learned = optimization(made, name, bb, objective, steps)
@@ -558,15 +556,9 @@ def identity_of(made: Spec) -> dict:
     """What of a stage may not change under its workdir."""
     kept = {k: getattr(made, k) for k in _IDENTITY}
     kept |= {
-        "backbone": _located({k: v for k, v in made.backbone.items() if k not in _RUNTIME}),
-        "carry": made.carry and _located(made.carry), "objective": read(made.objective),
+        "backbone": {k: v for k, v in made.backbone.items() if k not in _RUNTIME}, "objective": read(made.objective),
     }  # fmt: skip
     return named(loaded(kept), version_of)
-
-
-def _located(section: dict) -> dict:
-    """With the path of its checkpoint as it is spelled nowhere else."""
-    return section | {k: os.path.realpath(section[k]) for k in ("checkpoint",) if k in section}
 
 
 def read(config: Any) -> Any:

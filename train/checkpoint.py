@@ -114,12 +114,10 @@ def _step(folder: Path, step: int | None) -> int:
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         workdir = folder.parent.parent
         others = sorted(p.parent.name for p in workdir.glob(f"*/{folder.name}") if steps_in(p))
-        there = (
-            f"; stages of {workdir} with one: {', '.join(others) or 'none'}"
-            if workdir.is_dir()
-            else (f"; there is no folder {workdir}")
-        )
-        raise ValueError(f"{folder} holds {wanted} (found: {steps or 'none'}){there * (not steps)}")
+        there = f"stages of {workdir} with one: {', '.join(others) or 'none'}"
+        if not workdir.is_dir():
+            there = f"there is no folder {workdir}"
+        raise ValueError(f"{folder} holds {wanted}; {f'found {steps}' if steps else there}")
     return steps[-1] if step is None else step
 
 

@@ -135,6 +135,7 @@ def trace(
     reported: list[str] = []
 
     def traced(params, batch, key, step):
+        params = objective.view(params)
         params_of["backbone"] = params["backbone"]
         rows = training.corrupted(batch, key, step, objective)
         out = objective.loss(params, encode, rows, key, step)
@@ -164,7 +165,7 @@ def trace(
 def apart(objective: Objective, view: str) -> None:
     """Raises ValueError for an objective that itself moves params, as a teacher: it would not see what a view does."""
     for part in objective.parts or (objective,):
-        moved = {k for k in ("begin", "after", "view") if getattr(part, k) is not Objective._field_defaults[k]}
+        moved = {k for k in ("after", "view") if getattr(part, k) is not Objective._field_defaults[k]}
         if moved:
             raise ValueError(
                 f"{view}: {part.name} moves params by itself ({', '.join(sorted(moved))}), and would read those that "

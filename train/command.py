@@ -52,7 +52,7 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
             last = str(error).strip().splitlines()[-1].strip()
             ours = last.startswith("ValueError: ")
             path = next((x for x in argv if x.startswith("--config=")), "").removeprefix("--config=").partition(":")[0]
-            where = f"the top of {path}, and --help" if path else "--help"
+            where = f"the top of {path}, and --help" if ours and os.path.isfile(path) else "--help"
             sys.exit(f"error: {last.removeprefix('ValueError: ') if ours else error}; see {where}")
 
     def start(argv: list[str]) -> None:

@@ -1,7 +1,9 @@
 """The only loop: start or resume, step, log, evaluate, save, stop."""
 
 import math
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -194,12 +196,19 @@ def _begun(stage: Stage, state: TrainState) -> TrainState:
 def _check_same(stage: Stage, saved: dict, workdir: Path) -> None:
     was, now = (dict(_flat(x)) for x in (saved["identity"], _jsonable(stage.identity)))
     differing = [f"{k}: was {was.get(k, 'absent')}, is {now.get(k, 'absent')}"
-                 for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)]  # fmt: skip
+                 for k in sorted(was.keys() | now.keys()) if not _alike(k, was.get(k), now.get(k))]  # fmt: skip
     if differing:
         raise ValueError(
             f"{workdir / stage.name} holds another experiment:\n  " + "\n  ".join(differing)
             + "\nTake another --workdir, or start one from it with --fork=" + str(workdir)
         )  # fmt: skip
+
+
+def _alike(key: str, was: Any, now: Any) -> bool:
+    """Of a checkpoint's path that is spelled otherwise, whether it is the same place."""
+    if key.endswith(".checkpoint") and isinstance(was, str) and isinstance(now, str):
+        return was == now or os.path.realpath(was) == os.path.realpath(now)
+    return was == now
 
 
 def _flat(x: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -325,6 +334,9 @@ class Judge:
         return not self.patience_is_over()
 
 
+_ONE_SIGNAL = 2.0  # seconds
+
+
 class _Asked:
     stop = False
 
@@ -339,13 +351,20 @@ class _Asked:
 
 @contextmanager
 def _ask_to_stop() -> Iterator[_Asked]:
-    """SIGTERM and SIGINT end the run after the step under way; a second one ends it at once."""
+    """SIGTERM and SIGINT end the run after the step under way; a second one ends it at once, but for one that follows
+    so closely that it is the first again, as from a terminal and from the program that began this one.
+    """
     asked = _Asked()
     before: dict[Any, Any] = {}
+    first = math.inf
 
     def handler(number, frame):
+        nonlocal first
+        first = min(first, time.monotonic())
         asked.stop = True
-        signal.signal(number, before[number])
+        if time.monotonic() - first > _ONE_SIGNAL:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -371,7 +371,7 @@ def given(*arguments):
 ERRORS = {
     "no stage": (given("--stage=x", "--text=a"), "no checkpoint of a stage 'x'; stages with one: finetune, pretrain"),
     "no best": (given("--stage=pretrain", "--best", "--text=a"), "no best checkpoint (its config sets no `best`)"),
-    "no step": (given("--stage=finetune", "--step=2", "--text=a"), "no checkpoint of step 2 (found: [3])"),
+    "no step": (given("--stage=finetune", "--step=2", "--text=a"), "no checkpoint of step 2; found [3]"),
     "no workdir": (lambda toy, tmp: ["--workdir=/no", "--stage=a", "--text=a"], "--workdir=/no: no such folder"),
     "no file": (given("--stage=finetune", "--texts=/no.txt"), "path '/no.txt': no such file"),
     "empty text": (given("--stage=finetune", "--text= "), "--text=' ': the text is empty"),

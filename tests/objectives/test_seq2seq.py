@@ -109,12 +109,10 @@ def documents(rows, mine):
             yield rows["tokens"][b][rows["segments"][b] == s + 1].tolist(), read, written
 
 
-def test_two_that_hide_spans_draw_their_own_luck(bb, vocab, alone):
-    t5, other = span_corruption(bb, vocab, rate=0.3, sentinels=8, name="t5"), bart(bb, vocab, name="bart", empty=0.0)
-    again = bart(bb, vocab, name="again", empty=0.0)
-    sources = [corrupt(o, alone)[o.name]["source"]["tokens"] for o in (other, again)]
+def test_two_of_a_kind_draw_their_own_luck(bb, vocab, alone):
+    two = [bart(bb, vocab, name=name, empty=0.0) for name in ("bart", "again")]
+    sources = [corrupt(objective, alone)[objective.name]["source"]["tokens"] for objective in two]
     assert (sources[0] != sources[1]).any(1).mean() > 0.5
-    assert t5.name in corrupt(t5, alone)
 
 
 def test_spans_go_to_the_decoder_behind_sentinels(bb, vocab):
