@@ -604,5 +604,7 @@ def test_a_view_that_what_moves_params_by_itself_would_not_see(tmp_path):
     config = config_of(tmp_path, view=_twice)
     assert build.stage(config, "pretrain", tmp_path / "work").view is _twice
     config["pretrain"]["objective"] = dict(factory="objectives.data2vec:data2vec", top=2)
-    with pytest.raises(ValueError, match=r"pretrain\.view=.*test_build:_twice: data2vec moves params by itself \(after\)"):
+    with pytest.raises(
+        ValueError, match=r"pretrain\.view=.*test_build:_twice: data2vec moves params by itself \(after\)"
+    ):
         build.stage(config, "pretrain", tmp_path / "work")
