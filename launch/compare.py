@@ -105,7 +105,7 @@ def _last(folder: Path, metric: str) -> float:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     found = [line[metric] for line in lines if metric in line][-1:]
     if found in ([], [None]):
-        raise ValueError(f"{folder / 'metrics.jsonl'} has no {metric}, or last one that is not finite")
+        raise ValueError(f"{folder / 'metrics.jsonl'} has no {metric}, or a last one that is not finite")
     return found[0]
 
 

@@ -58,7 +58,7 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False, 
     """
     import jax
 
-    from train import build, checkpoint, sharding
+    from train import build, checkpoint, sharding, tree
     from train import step as training
 
     _check_there(workdir, name, best)
@@ -67,7 +67,6 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False, 
     made = build.spec(config, name)
     # the architecture as it was, and not as a checkpoint says that it came from: that may be gone
     made = dataclasses.replace(made, backbone={"size": "tiny"} | build.plain(origin["backbone"]))
-    made = dataclasses.replace(made, objective=_changed(made.objective, changes))
     if not made.objective:
         raise ValueError(
             f"{name} of {workdir} was imported with no head that predicts here; it holds {', '.join(params)}"
@@ -79,7 +78,15 @@ def load(workdir: Path, name: str, step: int | None = None, best: bool = False, 
             f"{name} was trained with ({origin['tokenizer'][:12]}): put that one back"
         )
     mesh = sharding.make_mesh(sharding.parse("data=-1"), jax.local_devices())
+    made = dataclasses.replace(made, objective=_changed(made.objective, changes))
     bb, objective = build.model(made, name, tokenizer.vocab, mesh)
+    if changes:
+        was, now = ({k: x.shape for k, x in tree.leaves(t).items()} for t in (params, build.shapes(bb, objective)))
+        if unlike := sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k)):
+            raise ValueError(
+                f"--set={' --set='.join(changes)}: {name} was trained with {unlike[0]} {was.get(unlike[0], 'absent')}, "
+                f"and so it would be {now.get(unlike[0], 'absent')}: only what needs no other params can be changed"
+            )
     view = build.load(made.view) if made.view else training.identity
     params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
     return Trained(name, config, made, tokenizer, bb, objective, view, params, mesh, step)

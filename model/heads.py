@@ -62,8 +62,8 @@ def mlm_head(
     """Transform, activation, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, E], wide=False) ->
     [B, P, V]`.
 
-    wide:    logits of float32, as added up, for what ranks words or adds up many: rounded to bfloat16 the two likeliest
-             tie in one of forty. Training spares the memory
+    wide:    logits of float32, as added up, for what ranks words or adds up many: rounded to bfloat16 the likeliest may
+             tie. Training spares the memory
     tied:    decode with the token embeddings (Devlin et al. 2018); else with a matrix of the head's own
     softcap: squash the logits to (-softcap, softcap) (Gemma 2, https://arxiv.org/abs/2408.00118, section 2)
     activation: one of `model.ops.ACTIVATIONS`, or "layers" for that of the layers; None leaves transform, activation

@@ -47,8 +47,8 @@ def data2vec(
 
     Args:
       top: how many of the last layers are averaged.
-      norm: of what each layer's adds, before they are averaged, without parameters: "layer" over a token's channels, or
-        "instance" of each channel over the tokens of the segment (section 3.3).
+      norm: of what each feed-forward adds, before these are averaged, without parameters: "layer" over a token's
+        channels, or "instance" of each channel over the tokens of the segment (section 3.3).
       beta: of the smooth L1 loss, d**2 / (2 beta) for |d| <= beta and |d| - beta / 2 beyond; None for d**2. The loss
         of a token is the mean over channels.
       decay, final_decay, decay_steps: tau goes from `decay` to `final_decay` in a straight line over `decay_steps`.

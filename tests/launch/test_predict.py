@@ -272,6 +272,8 @@ def test_arguments_of_the_objective_for_once(toy):
     parts = dict(mixture=dict(mlm=dict(rate=0.15), t5=dict(beams=1)), alternate=True)
     found = predicting._changed(parts, ["t5.beams=4", "t5.penalty=1.0"])
     assert found == dict(mixture=dict(mlm=dict(rate=0.15), t5=dict(beams=4, penalty=1.0)), alternate=True)
+    with pytest.raises(ValueError, match=r"--set=tied=False: pretrain was trained with mlm/decoder absent, and so it"):
+        load(toy.workdir, "pretrain", changes=("tied=False",))
     with pytest.raises(ValueError, match="did you mean 'rate'"):
         load(toy.workdir, "pretrain", changes=("rat=0.25",))
     for wrong in ("rate", "mlm.rate=1"):
