@@ -111,6 +111,14 @@ def _changed(objective: dict, changes: Sequence[str]) -> dict:
     return objective
 
 
+def part(trained: Trained, name: str) -> Trained:
+    """The stage with one objective of its mixture. Raises ValueError where it has none of that name."""
+    parts = {part.name: part for part in trained.objective.parts}
+    if name not in parts:
+        raise ValueError(f"--part={name}: {trained.name} trained {', '.join(parts) or 'no mixture'}")
+    return trained._replace(objective=parts[name])
+
+
 def _check_there(workdir: Path, name: str, best: bool) -> None:
     from train import checkpoint
     from train.data.tokenizer import FILES, find
@@ -131,21 +139,21 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Yields one plain dict a record (`train.data.source.Record`), in their order.
 
-    It has `text`, `pair` where there is one, and what the objective predicts: for classes `prediction`, a class (a list
-    where several may hold), and `probabilities` by class; for a number `prediction`; for tags `prediction`, a list of
-    {word, tag}, words being what stands between white space; for tokens `prediction`, a list of {piece, probability}
-    with one for each [MASK] of the text; for a text written `prediction`, that text (of T5, what the
-    text's <extra_id_0>, ... stand for), and its `score`; for the answer to a question `prediction`, as the pair has it,
-    and its `score`; where one of `choices` is to be chosen `prediction`, that text, and the `probabilities` of all, in
-    their order; where every [MASK] is filled in turn (masked diffusion) `prediction`, the text with none, drawn with
-    `seed` or, by default, the likeliest. For anything else it has the arrays, by name: those of tokens as lists beside
-    `pieces`, whole numbers among them being pieces themselves.
+    It has `text`, `pair` where there is one, and what the objective predicts, put in words as its `says` tells: for
+    classes `prediction`, a class (a list where several may hold), and `probabilities` by class; for a number
+    `prediction`; for tags `prediction`, a list of {word, tag}, words being what stands between white space; for tokens
+    `prediction`, a list of {piece, probability} with one for each [MASK] of the text; for a text written `prediction`,
+    that text (of T5, what the text's <extra_id_0>, ... stand for), and its `score`; for the answer to a question
+    `prediction`, as the pair has it, and its `score`; where one of `choices` is to be chosen `prediction`, that text,
+    and the `probabilities` of all, in their order; where every [MASK] is filled in turn (masked diffusion)
+    `prediction`, the text with none, drawn with `seed` or, by default, the likeliest. For anything else it has the
+    arrays, by name: those of tokens as lists beside `pieces`, ids among them as pieces too.
 
     Rows are as of `section`, data as in a config; by default those that the stage was trained on.
 
     Warns on stderr of texts that were cut, and of those without a pair where the stage was trained on pairs. Raises
-    ValueError where there is no text, one has no [MASK] to fill, a question no pair to be answered from or no
-    choices, others have choices, or an objective that draws nothing a seed.
+    ValueError for a mixture (`part` takes one of it), where there is no text, one has no [MASK] to fill, a question no
+    pair to be answered from or no choices, others have choices, or an objective that draws nothing a seed.
     """
 
     from launch.texts import Masking
@@ -158,15 +166,19 @@ def predict(
     section = _first(trained.made.data) if section is None else section
     most = trained.backbone.config.max_length
     length = min(section.get("length", most), most)
-    if {"group", "types"} <= set(trained.objective.needs):
+    if trained.objective.parts:
+        names = ", ".join(part.name for part in trained.objective.parts)
+        raise ValueError(f"{trained.name} trained a mixture of {names}: say by --part which of them predicts")
+    says = trained.objective.says
+    if says == "choice":
         yield from _chosen(trained, records, section, seed)
         return
     if of_choices := [record for record in records if record.more]:
         raise ValueError(f"{of_choices[0].where}: choices, and {trained.name} chooses among none")
-    if trained.objective.truth == "answers":
+    if says == "answer":
         yield from _answers(trained, records, length, section, seed)
         return
-    if trained.objective.truth == "tags":
+    if says == "tags":
         classes = trained.objective.classes
         words = [record.text.split() for record in records]
         # any tags, which show where each word begins
@@ -177,7 +189,7 @@ def predict(
         rows = tag_words(tagged, trained.tokenizer, length, classes, truncate=True)
     else:
         unlabelled = [record._replace(label=None) for record in records]
-        if trained.objective.writes and "types" in trained.objective.needs:  # as in training, where a pair follows
+        if says == "text" and "types" in trained.objective.needs:  # as in training, where a pair follows
             unlabelled = [record._replace(pair="") for record in unlabelled]
         trained = trained._replace(tokenizer=Masking(trained.tokenizer, trained.objective.sentinels))
         rows = label_examples(unlabelled, trained.tokenizer, length, None, truncate=True)
@@ -218,7 +230,7 @@ def _found(trained: Trained, arrays: dict[str, np.ndarray], seed: int | None = N
         return trained.objective.predict(viewed, partial(trained.backbone.encode, viewed["backbone"]), batch, key)
 
     run = jax.jit(one)
-    if seed is not None and "filled" not in jax.eval_shape(run, trained.params, arrays):
+    if seed is not None and trained.objective.says != "filled":
         raise ValueError(f"{trained.name} draws nothing, and takes no seed: masked diffusion does")
     rows = len(arrays["tokens"])
     batch = _rows_a_batch(trained, rows)
@@ -298,31 +310,33 @@ def _rows_a_batch(trained: Trained, rows: int) -> int:
 
 def _said(trained: Trained, found: dict[str, np.ndarray], row: dict[str, np.ndarray], record: Any) -> dict[str, Any]:
     """What the objective's `predict` found for one row, in words."""
-    if trained.objective.writes:  # [S, T]
+    says = trained.objective.says
+    if says == "text":  # [S, T]
         return {
             "prediction": trained.tokenizer.decode(found["prediction"][0]),
             "score": _tidy(float(found["score"][0])),
         }
-    if "tags" in row:  # words that were cut have none
+    if says == "tags":  # words that were cut have none
         tags = [trained.objective.classes[c] for c in found["prediction"][row["tags"] > 0]]
         return {"prediction": [dict(word=w, tag=t) for w, t in zip(record.text.split(), tags, strict=False)]}
-    if "probabilities" in found:  # [S, C]
+    if says == "class":  # [S, C]
         shares = found["probabilities"][0].tolist()
         classes = _first(trained.made.data).get("classes") or tuple(map(str, range(len(shares))))
         marked = found["prediction"][0]
         chosen = classes[int(marked)] if marked.ndim == 0 else [classes[c] for c in np.flatnonzero(marked)]
         return {"prediction": chosen, "probabilities": dict(zip(classes, map(_tidy, shares), strict=True))}
-    if found.keys() & {"probability", "filled"}:  # [L], at every token
+    if says in ("mask", "filled"):  # [L], at every token
         from launch.texts import MASK
 
         at = np.flatnonzero(row["tokens"] == trained.tokenizer.vocab.mask)
         if MASK not in record.text + (record.pair or ""):
             raise ValueError(f'{record.where}: no {MASK} to fill; {trained.name} fills masks, as in "It was {MASK} ."')
-    if "filled" in found:
-        parts = [found["filled"][row["types"] == part] for part in (0, 1)] if record.pair else [found["filled"]]
-        texts = [trained.tokenizer.decode(ids) for ids in parts]
+    if says == "filled":
+        ids = found["prediction"]
+        parts = [ids[row["types"] == part] for part in (0, 1)] if record.pair else [ids]
+        texts = [*map(trained.tokenizer.decode, parts)]
         return {"prediction": texts if record.pair else texts[0]}
-    if "probability" in found:
+    if says == "mask":
         pieces = trained.tokenizer.pieces(found["prediction"][at])
         chances = map(_tidy, found["probability"][at].tolist())
         return {"prediction": [{"piece": p, "probability": c} for p, c in zip(pieces, chances, strict=True)]}
@@ -331,7 +345,8 @@ def _said(trained: Trained, found: dict[str, np.ndarray], row: dict[str, np.ndar
     if not tokens:
         return {k: _plain(x[0]) for k, x in found.items()}
     spelled = trained.tokenizer.pieces
-    named = {k: spelled(x) if np.issubdtype(x.dtype, np.integer) else _plain(x) for k, x in tokens.items()}
+    whole = {k for k, x in tokens.items() if np.issubdtype(x.dtype, np.integer)} if says == "pieces" else set()
+    named = {k: spelled(x) if k in whole else _plain(x) for k, x in tokens.items()}
     rest = {k: _plain(x[0]) for k, x in found.items() if k not in tokens}
     return {"pieces": spelled(row["tokens"][of])} | named | rest
 
@@ -371,9 +386,9 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
         found = evaluate.evaluate(run, trained.params, batches, trained.objective)
         # JSON has no nan
         out |= {f"{name}/{k}": v if math.isfinite(v) else None for k, v in found.items()}
-        parts = [(f"{name}/{part.name}", part) for part in trained.objective.parts] or [(name, trained.objective)]
-        for at, part in parts:
-            if not (writes := part.writes and "types" in part.needs) and part.truth != "answers":
+        parts = [(f"{name}/{one.name}", one) for one in trained.objective.parts] or [(name, trained.objective)]
+        for at, one in parts:
+            if not (writes := one.says == "text" and "types" in one.needs) and one.says != "answer":
                 continue
             if "source" not in section:
                 _warn(f"{name} has rows and no texts: no {'BLEU' if writes else 'exact match, no F1'}")
@@ -381,7 +396,7 @@ def evaluations(trained: Trained, workdir: Path) -> dict[str, float | None]:
             if writes and section["source"].get("pair") is None:  # its rows are spans of one text
                 continue
             records = list(build.call(section["source"], f"{trained.name}.evals.{name}.source"))
-            alone = trained._replace(objective=part)
+            alone = trained._replace(objective=one)
             if writes:
                 out[f"{at}/bleu"] = bleu(alone, records, section)
             else:
@@ -458,6 +473,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--step", type=int, help="the checkpoint of this step, instead of the newest")
     add("--best", action="store_true", help="the checkpoint that was best on dev, instead of the newest")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
+    add("--part", metavar="NAME", help="of a mixture, the objective that predicts")
     add("--texts", metavar="FILE", help="a file of texts: .txt, .jsonl, .csv or .tsv")
     add("--text", action="append", help="a text; may be given again")
     add("--pair", action="append", help="the second text of a pair whose first is --text; one for each")
@@ -491,6 +507,8 @@ def main(argv: list[str] | None = None) -> None:
 
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
         trained = load(args.workdir, args.stage, args.step, args.best, args.set)
+        if args.part is not None:
+            trained = part(trained, args.part)
         if args.evaluate:
             metrics = evaluations(trained, args.workdir)
             _write([json.dumps({"stage": args.stage, "step": trained.step} | metrics, indent=1)], args.out)

@@ -84,12 +84,16 @@ scale.defvjp(
 )
 
 
+_FEW = 4096  # labels, fewer than of a vocabulary
+
+
 @jax.custom_vjp
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     """logits [..., V], labels int [...] -> -log softmax(logits)[label], and 1.0 where the label scores highest.
 
-    Both in float32. Of n labels that score highest alike, as they do at times in bfloat16, each has 1 / n. A label that
-    there is not is nan. Keeps the logits and one number a row for the backward pass, never a second array of size V.
+    Both in float32. Of n labels that score highest alike, as they do at times in bfloat16, and all of a few of which a
+    head has learned nothing, each has 1 / n. A label that there is not is nan. Keeps the logits and one number a row
+    for the backward pass, never a second array of size V.
     """
     return _cross_entropy(logits, labels)[0]
 
@@ -101,7 +105,8 @@ def _cross_entropy(logits: Array, labels: Array):
     at = (*jnp.indices(labels.shape, sparse=True), labels)
     picked = logits32.at[at].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     hit = (picked >= top).astype(picked.dtype)
-    if logits.dtype.itemsize < 4:  # alike by chance, one in thirty of a vocabulary: to count takes a pass
+    # alike by chance, one in thirty of a vocabulary in bfloat16, or because all are: to count takes a pass
+    if logits.dtype.itemsize < 4 or logits.shape[-1] <= _FEW:
         hit = hit / (logits32 == top[..., None]).sum(-1, dtype=hit.dtype)
     return (normalizer - picked, hit), (logits, normalizer, labels)
 

@@ -48,7 +48,7 @@ def answer(
         legal_BL = (batch["types"] == 1) & (batch["tokens"] != vocab.sep)
         legal_BSL = legal_BL[:, None] & members(batch)
         span_BS2, score_BS = best_span(logits_BSL2, legal_BSL, longest)
-        span_BS2 = span_BS2 - first_BS[..., None]
+        span_BS2 = jnp.where(legal_BSL.any(-1)[..., None], span_BS2 - first_BS[..., None], 0)
         out = dict(prediction=span_BS2, score=score_BS)
         return out | (dict(null=_at(logits_BSL2, jnp.stack([first_BS, first_BS], -1)).sum(-1)) if unanswerable else {})
 
@@ -79,7 +79,9 @@ def answer(
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         return found(batch, logits(params, encode, batch, key))
 
-    return Objective(name, loss, predict, head.init, head.axes, needs=("answers", "types"), truth="answers")
+    return Objective(
+        name, loss, predict, head.init, head.axes, needs=("answers", "types"), truth="answers", says="answer"
+    )
 
 
 def best_span(logits_BSL2: Array, legal_BSL: Array, longest: int) -> tuple[Array, Array]:

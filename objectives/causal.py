@@ -74,7 +74,7 @@ def causal(
         return dict(log_likelihood=likelihood_BL, prediction=logits_BLV.argmax(-1).astype(jnp.int32))
 
     return Objective(
-        name, loss, predict, head.init, head.axes, corrupt, likelihood=partial(left_to_right, logits)
+        name, loss, predict, head.init, head.axes, corrupt, likelihood=partial(left_to_right, logits), says="pieces"
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def choose(
 
     return Objective(
         name, loss, predict, head.init, head.axes, scores=tuple(scores), needs=("labels", "group", "types"),
-        refuse=refuse,
+        refuse=refuse, says="choice",
     )  # fmt: skip
 
 

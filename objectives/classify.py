@@ -53,7 +53,7 @@ def classify(
 
     return Objective(
         name, loss, predict, head.init, head.axes, scores=("accuracy", "f1", "matthews"), needs=("labels",),
-        classes=tuple(map(str, range(classes))),
+        classes=tuple(map(str, range(classes))), says="class",
     )  # fmt: skip
 
 
@@ -101,4 +101,4 @@ def multilabel(
         return dict(prediction=(p_BSC >= threshold).astype(jnp.int32), probabilities=p_BSC)
 
     scores = ("exact_match", "f1_micro", "f1_macro")
-    return Objective(name, loss, predict, head.init, head.axes, scores=scores, needs=("labels",))
+    return Objective(name, loss, predict, head.init, head.axes, scores=scores, needs=("labels",), says="class")

@@ -63,7 +63,7 @@ def contrastive(
         x_BSD = ops.wide(head.apply(params.get(name, {}), encode, batch, key))
         if similarity == "dot":
             return x_BSD
-        square_BS1 = jnp.einsum("BSD,BSD->BS", x_BSD, x_BSD)[..., None]
+        square_BS1 = jnp.einsum("BSD,BSD->BS", x_BSD, x_BSD, precision="highest")[..., None]
         return x_BSD / jnp.sqrt(jnp.maximum(square_BS1, 1e-24))  # no less, for places without a segment
 
     def loss(params: dict, encode, batch, key, step) -> Array:
@@ -95,7 +95,7 @@ def contrastive(
         else:
             anchor_N = candidate_N = present(batch).reshape(-1) > 0
             positive_N = jnp.arange(N)
-        scores_NN = jnp.einsum("AD,CD->AC", anchors_ND, candidates_ND) / temperature
+        scores_NN = jnp.einsum("AD,CD->AC", anchors_ND, candidates_ND, precision="highest") / temperature
         alike_NN = _alike(text_N2, text_N2) | _alike(ops.take(text_N2, positive_N), text_N2)
         negative_NN = candidate_N[None] & ~alike_NN
         counted_NN = negative_NN | (positive_N[:, None] == jnp.arange(N)[None])
@@ -112,7 +112,7 @@ def contrastive(
         if "group" not in batch:
             return dict(embedding=x_BSD)
         first_BS = leaders(batch)
-        likeness_BS = jnp.einsum("BSD,BSD->BS", x_BSD, ops.pick(x_BSD, first_BS))
+        likeness_BS = jnp.einsum("BSD,BSD->BS", x_BSD, ops.pick(x_BSD, first_BS), precision="highest")
         scored_BS = (batch["group"] > 0) & (first_BS != jnp.arange(first_BS.shape[1])[None])
         return dict(embedding=x_BSD, prediction=likeness_BS, scored=scored_BS)
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from model import ops
 from model.heads import pool, token_head
 from model.types import Backbone
-from objectives.hiding import hiding, original, spread
+from objectives.hiding import hiding, original, spread, surplus_share
 from objectives.masking import Rate
-from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+from objectives.types import Array, Objective, Sums, Term, Vocab
 
 NORMS = ("layer", "instance")
 
@@ -93,7 +93,7 @@ def data2vec(
             loss_BPD = jnp.where(away_BPD <= beta, loss_BPD / (2 * beta), away_BPD - beta / 2)
         count = mine["weight"].sum()
         term = Term((loss_BPD.mean(-1) * mine["weight"]).sum(), count)
-        surplus = Ratio(mine["surplus"].sum(), count)
+        surplus = surplus_share(mine)
         return Sums({name: term}, {f"{name}_surplus": surplus, f"{name}_spread": spread(target_BLD, batch, name)})
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:

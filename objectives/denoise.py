@@ -111,7 +111,7 @@ def denoise(
         p_BLV = jax.nn.softmax(logits(params, encode(batch, key).hidden, wide=True))
         return dict(prediction=p_BLV.argmax(-1).astype(jnp.int32), probability=p_BLV.max(-1))
 
-    return Objective(name, loss, predict, head.init, head.axes, corrupt)
+    return Objective(name, loss, predict, head.init, head.axes, corrupt, says="mask")
 
 
 def shuffled(key: Array, row: dict, ordinary_L: Array, share: float, window: int) -> Array:

@@ -41,7 +41,7 @@ def diffusion(
 
     A corrupted row holds under `name` `target` int32 [L], `hidden` float32 [L], `weight` float32 [L], by which
     each loss is multiplied, and `counted` float32 [L], whose sum divides.
-    `predict` fills in every [MASK] of a batch in `steps` passes, as many of a segment in each: `filled` int32
+    `predict` fills in every [MASK] of a batch in `steps` passes, as many of a segment in each: `prediction` int32
     [B, L], the tokens with none hidden. With a key tokens are sampled, in random order; without one, the likeliest,
     the surest first.
     Raises ValueError where `least` is not in (0, 1] or `steps` below 1.
@@ -102,8 +102,9 @@ def diffusion(
             now_BL = hidden_BL & (rank_BL < jnp.ceil(left_BL / (steps - i)))
             return jnp.where(now_BL, new_BL.astype(tokens_BL.dtype), tokens_BL)
 
-        return dict(filled=jax.lax.fori_loop(0, steps, fill, batch["tokens"]))
+        return dict(prediction=jax.lax.fori_loop(0, steps, fill, batch["tokens"]))
 
     return Objective(
-        name, loss, predict, head.init, head.axes, corrupt, likelihood=pseudo(partial(logits, wide=True), vocab)
-    )
+        name, loss, predict, head.init, head.axes, corrupt, likelihood=pseudo(partial(logits, wide=True), vocab),
+        says="filled",
+    )  # fmt: skip

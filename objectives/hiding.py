@@ -72,6 +72,12 @@ def original(batch: Any, name: str) -> Array:
     return set_at(batch["tokens"], batch[name]["index"], batch[name]["target"])
 
 
+def surplus_share(mine: dict) -> Ratio:
+    """Of the tokens chosen those that there was no place for, from what an objective keeps under its name."""
+    surplus = mine["surplus"].sum()
+    return Ratio(surplus, mine["weight"].sum() + surplus)
+
+
 def spread(targets_BLD: Array, batch: Any, name: str) -> Ratio:
     """How far apart vectors to be predicted are: their variance, of hidden tokens about the mean of the segment, a
     channel. Where it goes to 0 so does the loss, and nothing is learned: all tokens have one target.

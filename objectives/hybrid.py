@@ -114,4 +114,4 @@ def hybrid(
         if likelihood == "masked"
         else partial(left_to_right, logits)
     )
-    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=of)
+    return Objective(name, loss, predict, head.init, head.axes, corrupt, likelihood=of, says="mask")

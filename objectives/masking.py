@@ -108,7 +108,10 @@ def masking(
         if choice == "exact" and unit == "token":
             return min(length, math.floor(most * length) + math.ceil(min(segments, 2 * math.sqrt(segments))))
         deviations = 2 if choice == "exact" else 4
-        return min(length, math.ceil(most * length + deviations * math.sqrt(length * most * (1 - most) * size)))
+        usual = math.ceil(most * length + deviations * math.sqrt(length * most * (1 - most) * size))
+        # a text without spaces is of words as long as they may be, of which one more than the rate's share may come
+        longest = math.floor(most * length) + LONGEST_WORD if unit in ("word", "span") else 0
+        return min(length, max(usual, longest))
 
     return Masking(choose, replaced, room)
 

@@ -1,5 +1,6 @@
 """Several objectives at once: a weighted sum of their losses, or one of them at each step."""
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -39,9 +40,9 @@ def mix(
     A corrupted row holds under `name`, for the objectives that share a pass (their names, split by blanks), what their
     corruptions changed. `predict` gives the arrays of all, as `{objective}/{array}`, and evaluation the scores of each
     likewise; the likelihood is that of the first that has one.
-    Raises ValueError for weights that are not above 0, two objectives of one name, a mixture in a mixture, or (while
-    tracing) two terms or metrics of one, and for an objective that freezes what the others train without making it of
-    leaves that they can train (`Objective.view`), or two that do.
+    Raises ValueError for weights that are not above 0, two objectives of one name or one with a blank in it, a mixture
+    in a mixture, or (while tracing) two terms or metrics of one, and for an objective that freezes what the others
+    train without making it of leaves that they can train (`Objective.view`), or two that do.
     """
     parts = tuple(objective for _, objective in weighted)
     names = [part.name for part in parts]
@@ -56,6 +57,8 @@ def mix(
             f"the objectives of a mixture need names of their own, none of them {name} or backbone; found "
             + ", ".join(names)
         )
+    if blank := [part for part in names if not re.fullmatch(r"[^\s/]+", part)]:
+        raise ValueError(f"a mixture's objectives have names without blanks and slashes; found {blank[0]!r}")
     if inner := [part.name for part in parts if part.parts]:
         raise ValueError(f"{', '.join(inner)} is a mixture itself: give all its parts in the outer one")
     total = sum(weight for weight, _ in weighted)

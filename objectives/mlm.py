@@ -10,7 +10,7 @@ import numpy as np
 from model import ops
 from model.heads import bag_head, boundary_head, mlm_head, score_words
 from model.types import Backbone
-from objectives.hiding import boundaries, hiding
+from objectives.hiding import boundaries, hiding, surplus_share
 from objectives.likelihood import pseudo
 from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
@@ -119,8 +119,8 @@ def mlm(
             terms[f"{name}_bag"] = bag_term(params, hidden, batch)
         if boundary:
             terms[f"{name}_boundary"] = boundary_term(params, beside_BPD, mine)
-        accuracy, surplus = (hit_BP * weight_BP).sum(), mine["surplus"].sum()
-        return Sums(terms, {f"{name}_accuracy": Ratio(accuracy, count), f"{name}_surplus": Ratio(surplus, count)})
+        accuracy = Ratio((hit_BP * weight_BP).sum(), count)
+        return Sums(terms, {f"{name}_accuracy": accuracy, f"{name}_surplus": surplus_share(mine)})
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:
         """The likeliest token at every position, int32 [B, L], and its probability [B, L]."""
@@ -134,4 +134,5 @@ def mlm(
         return head.init(key) | {k: part.init(own) for (k, part), own in zip(more.items(), keys, strict=False)}
 
     axes = head.axes | {k: part.axes for k, part in more.items()}
-    return Objective(name, loss, predict, init, axes, corrupt, likelihood=pseudo(partial(logits, wide=True), vocab))
+    of = pseudo(partial(logits, wide=True), vocab)
+    return Objective(name, loss, predict, init, axes, corrupt, likelihood=of, says="mask")

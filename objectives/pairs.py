@@ -37,11 +37,6 @@ def nsp(backbone: Backbone, vocab: Vocab, *, rate: float = 0.5, dropout: float =
                 f"{name} changes the second spans of the pairs that share a row, and these rows hold one pair: set the "
                 f"data's segments=4, or the like"
             )
-        if row["tokens"].shape[0] > backbone.config.max_length:
-            raise ValueError(
-                f"{name} joins the spans of any two pairs of a row, and these may have up to {row['tokens'].shape[0]} "
-                f"tokens together: more than the backbone's max_length={backbone.config.max_length}"
-            )
         key, ids_S = random.fold(key, name), random.segments(row)
         first_S, second_S = lengths(row)
         there_S = second_S > 1  # a [SEP] alone is no span
@@ -176,4 +171,4 @@ def _binary(backbone: Backbone, name: str, corrupt, dropout: float) -> Objective
         p_BSC = jax.nn.softmax(head.apply(params[name], encode, batch, key))
         return dict(prediction=p_BSC.argmax(-1).astype(jnp.int32), probabilities=p_BSC)
 
-    return Objective(name, loss, predict, head.init, head.axes, corrupt, needs=("types",))
+    return Objective(name, loss, predict, head.init, head.axes, corrupt, needs=("types",), says="class")

@@ -7,9 +7,9 @@ import jax
 from model import ops
 from model.heads import token_head
 from model.types import Backbone
-from objectives.hiding import hiding, original, spread
+from objectives.hiding import hiding, original, spread, surplus_share
 from objectives.masking import Rate
-from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
+from objectives.types import Array, Objective, Sums, Term, Vocab
 
 
 def reconstruct(
@@ -51,7 +51,7 @@ def reconstruct(
         error_BP = ((found_BPE - ops.pick(true_BLE, mine["index"])) ** 2).mean(-1)
         count = mine["weight"].sum()
         term = Term((error_BP * mine["weight"]).sum(), count)
-        surplus = Ratio(mine["surplus"].sum(), count)
+        surplus = surplus_share(mine)
         return Sums({name: term}, {f"{name}_surplus": surplus, f"{name}_spread": spread(true_BLE, batch, name)})
 
     def predict(params: dict, encode, batch, key=None) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from model import ops, random
 from model.backbone import backbone as transformer
 from model.heads import mlm_head, token_head
 from model.types import Backbone
-from objectives.hiding import hiding, set_at
+from objectives.hiding import hiding, set_at, surplus_share
 from objectives.masking import Rate
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -72,18 +72,19 @@ def rtd(
                 f"rtd's generator shares the backbone's embedding of {cfg.E} channels and cannot have embed_width={own}"
             )
         small["embed_width"] = cfg.E if small.get("D", cfg.D) != cfg.E else None
+    if unknown := sorted(small.keys() - {f.name for f in dataclasses.fields(cfg)}):
+        raise ValueError(f"rtd generator has no key {unknown[0]!r}; its keys are fields of the backbone's config")
     try:
         made = dataclasses.replace(cfg, **small)
-    except TypeError as error:
-        raise ValueError(f"rtd generator: {error}; its keys are fields of the backbone's config") from None
-    except ValueError as error:
+        author = transformer(made, backbone.constrain)
+        theirs = _size(author)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"rtd generator={generator or small}, changes to the backbone's config: {error}") from None
     unlike = [f"{k}={getattr(made, k)}" for k in ("V", "max_length") if getattr(made, k) != getattr(cfg, k)]
     if unlike:
         raise ValueError(f"rtd's generator reads the backbone's rows and cannot have {', '.join(unlike)} of its own")
-    author = transformer(made, backbone.constrain)
     larger = [f"{k}={getattr(made, k)}" for k in ("layers", "D", "F", "E") if getattr(made, k) > getattr(cfg, k)]
-    if not larger and (theirs := _size(author)) > (ours := _size(backbone)):
+    if not larger and theirs > (ours := _size(backbone)):
         larger = [f"{theirs:,} parameters beside the embeddings, and the backbone has {ours:,}"]
     if larger:
         raise ValueError(f"rtd's generator is larger than its backbone: {', '.join(larger)}; make it smaller")
@@ -132,7 +133,7 @@ def rtd(
             f"{name}_accuracy": Ratio((hit_BL * real_BL).sum(), real),
             f"{name}_recall": Ratio(found, wrong_BL.sum()),  # of the replaced
             f"{name}_replaced": Ratio(wrong_BL.sum(), real),
-            f"{name}_surplus": Ratio(mine["surplus"].sum(), count),
+            f"{name}_surplus": surplus_share(mine),
         }
         return Sums(terms, metrics)
 

@@ -13,6 +13,7 @@ from model import beam, ops, random
 from model.decoder import decoder
 from model.heads import mlm_head, present, score_words
 from model.types import Backbone
+from objectives.masking import rank
 from objectives.spans import permuted, spans
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -167,7 +168,7 @@ def bart(
       noise: "infill", each span becomes one [MASK], or "delete", nothing. Spans are `objectives.spans.spans`'.
       rate, span: as of `span_corruption`; of BART's deletion span=1.
       empty: with "infill", for each span about so many more that hold nothing: a [MASK] where no token was. Of BART's
-        lengths, Poisson's of mean 3, one in 20 is 0: empty=0.05.
+        lengths, Poisson's of mean 3, one in 20 is 0: empty=0.05. Never more than tokens that the spans took away.
       permute: share of the texts whose sentences are read in a random order, as all of BART's are. Pieces tell no
         sentences: runs of `sentence` words or so stand for them.
       the rest: see `translate`.
@@ -198,6 +199,8 @@ def bart(
             luck_L = random.uniform(random.fold(key, "empty"), random.tokens(row))
             here_L = (luck_L < empty * rate / span) & (row["positions"] > 0) & ~noise_L
             here_L &= ~jnp.zeros_like(noise_L).at[1:].set(noise_L[:-1])
+            gone_LL = (row["segments"][:, None] == row["segments"][None]) & ~kept_L[None]
+            here_L &= rank(row["segments"], luck_L, here_L) < gone_LL.sum(-1)  # no text is longer than it was
             read_L1 = jnp.concatenate([jnp.full_like(read_L1, vocab.mask), read_L1], 1)
             kept_L1 = jnp.concatenate([here_L[:, None], kept_L1], 1)
         return read_L1, kept_L1, written_L[:, None], (row["positions"] > 0)[:, None]
@@ -301,11 +304,12 @@ def _objective(
         weight_BT = (target["segments"] > 0).astype(jnp.float32)
         count, nll = weight_BT.sum(), (nll_BT * weight_BT).sum()
         total = nll + smoothing * sum((above_BT * weight_BT).sum() for above_BT in more)
+        surplus, lost, read = mine["surplus"].sum(), mine["lost"].sum(), (source["segments"] > 0).sum()
         metrics = {
             f"{name}_accuracy": Ratio((hit_BT * weight_BT).sum(), count),
             f"{name}_nll": Ratio(nll, count),
-            f"{name}_surplus": Ratio(mine["surplus"].sum(), count),
-            f"{name}_lost": Ratio(mine["lost"].sum(), (source["segments"] > 0).sum()),
+            f"{name}_surplus": Ratio(surplus, count + surplus),
+            f"{name}_lost": Ratio(lost, read + lost),
         }
         return Sums({name: Term(total, count)}, metrics)
 
@@ -341,7 +345,7 @@ def _objective(
         return {"decoder": writer.init(a), "head": head.init(b)}
 
     axes = {"decoder": writer.axes, "head": head.axes}
-    return Objective(name, loss, predict, init, axes, corrupt, needs=needs, writes=True, sentinels=sentinels)
+    return Objective(name, loss, predict, init, axes, corrupt, needs=needs, says="text", sentinels=sentinels)
 
 
 def _smoothed(logits_BTV: Array, label_BT: Array, over_V: np.ndarray) -> tuple[Array, Array, Array]:

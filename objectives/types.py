@@ -1,7 +1,7 @@
 """What an objective is: a name, parameters of its own, a corruption of one row, and a loss that is a sum."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,20 @@ def _nothing_wrong(rows: dict) -> str:
     return ""
 
 
+Says = Literal["", "pieces", "class", "tags", "answer", "choice", "mask", "filled", "text"]
+SAID: dict[str, tuple[str, ...]] = {  # the arrays that `predict` gives for each
+    "": (),
+    "pieces": (),
+    "class": ("prediction", "probabilities"),
+    "tags": ("prediction",),
+    "answer": ("prediction", "score"),
+    "choice": ("prediction",),
+    "mask": ("prediction", "probability"),
+    "filled": ("prediction",),
+    "text": ("prediction", "score"),
+}
+
+
 class Objective(NamedTuple):
     """A training task as pure functions, made by a factory `(backbone, vocab, **hyperparameters) -> Objective`.
 
@@ -114,7 +128,14 @@ class Objective(NamedTuple):
     needs:    what its rows must hold beside tokens, as "labels" or "types"; rows without are an error before training
     refuse:   rows -> what is wrong with them, "" if nothing: numpy arrays [N, ...] of some of a data set, that hold
               what it needs. Rows of which nothing could be learned are an error before training
-    writes:   whether `prediction` is a text of ids for each segment, int32 [B, S, T]
+    says:     what `prediction` of `predict` is, by which `launch.predict` puts it in words:
+              "class", one of each segment [B, S], or of several which hold [B, S, C], of `probabilities` [B, S, C];
+              "tags", a class of each token [B, L]; "answer", a span's first and last token [B, S, 2], of a `score`
+              [B, S] (and of `null`, none's, where there may be none); "choice", the probability of each segment in its
+              group [B, S]; "text", ids of one for each segment [B, S, T], of a `score` [B, S];
+              "mask", ids for every [MASK] [B, L], of a `probability` each; "filled", ids [B, L] where no [MASK] is
+              left, drawn by a key; "pieces", ids [B, L], told with the other arrays beside the text's own pieces.
+              Else all arrays are told by name, and are numbers
     sentinels: how many ids after the tokenizer's stand for spans, in what is read and written
     scores:   names of evaluation scores that are not ratios of sums, computed on `prediction` [B, S, ...] of `predict`,
               of the segments that its `scored` bool [B, S] tells, by default all
@@ -147,7 +168,7 @@ class Objective(NamedTuple):
     truth: str = "labels"
     classes: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()
-    writes: bool = False
+    says: Says = ""
     sentinels: int = 0
     likelihood: Callable[..., Array] | None = None
     parts: tuple["Objective", ...] = ()

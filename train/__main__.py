@@ -61,6 +61,7 @@ def join(text: str) -> None:
 def run(config, workdir: Path, stage: str | None = None, fork: Path | None = None) -> None:
     """Trains all the stages of a config, or one; a notebook may call this."""
     from train import build, loop, sharding
+    from train.checkpoint import steps_in
     from train.data import tokenizer
 
     sharding.enough_threads()
@@ -68,10 +69,15 @@ def run(config, workdir: Path, stage: str | None = None, fork: Path | None = Non
     names = build.stages(config)
     if stage is not None and stage not in names:
         raise ValueError(f"--stage={stage}: the config's stages are {', '.join(names)}")
+    wanted = names if stage is None else (stage,)
+    begun = any(steps_in(at / name / "checkpoints") for at in (workdir, fork) if at is not None for name in wanted)
+    if fork is not None and not begun and tokenizer.find(fork) is None:
+        what = f"no tokenizer and no checkpoint of {', '.join(wanted)} there" if fork.is_dir() else "no such folder"
+        raise ValueError(f"--fork={fork}: {what}; expected the workdir of another run")
     with first_process_first("the tokenizer is there"):
         if fork is not None and tokenizer.find(workdir) is None and tokenizer.find(fork) is not None:
             tokenizer.save(tokenizer.load(fork), workdir)
-    for name in names if stage is None else (stage,):
+    for name in wanted:
         with first_process_first(f"{name} is made"):
             made = build.stage(config, name, workdir)
         loop.fit(made, workdir, fork=fork)

@@ -30,7 +30,7 @@ from objectives.mixture import mix
 from objectives.types import Objective, Vocab
 from train import checkpoint, checks, evaluate, sharding, tree
 from train import step as training
-from train.data.layout import LAYOUTS
+from train.data.layout import LAYOUTS, layout
 from train.data.table import table
 from train.stage import Carry, Stage
 
@@ -369,6 +369,7 @@ def model(made: Spec, name: str, vocab: Vocab, mesh=None) -> tuple[Backbone, Obj
     if "mixture" not in made.objective:
         return bb, parts[0][1]
     how = {k: v for k, v in made.objective.items() if k != "mixture"}
+    _check_types(mix, how, f"{name}.objective")
     return bb, mix(*parts, backbone=bb, **how)
 
 
@@ -489,8 +490,12 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
         checks.needs(objective, some, f"{name}.{where}", scored=where != "data")
         checks.length(bb, table(held), f"{name}.{where}")
         checks.contents(bb, objective, some, f"{name}.{where}", classes, scored=where != "data")
-        if (looks := tuple((k, x.shape[1:], x.dtype.name) for k, x in sorted(some.items()))) not in traced:
-            traced[looks] = checks.trace(shapes(bb, objective), made.batch, f"{name}.{where}", bb, objective, some)
+        parts = sharding.row_parts(dict(mesh.shape)) * (made.microbatches if where == "data" else 1)
+        how = layout(made.layout, table(held), made.batch, parts)
+        for batch in checks.batches(how, made.batch, some):
+            looks = tuple((k, x.shape, x.dtype.name) for k, x in sorted(batch.items()))
+            if looks not in traced:
+                traced[looks] = checks.trace(shapes(bb, objective), batch, f"{name}.{where}", bb, objective)
         names = (*traced[looks], *evaluate.scores(objective))
         metrics += [f"{where.removeprefix('evals.')}/{metric}" for metric in names] * (where != "data")
     if made.best is not None:

@@ -41,11 +41,16 @@ class Store:
         """The number of the newest whole checkpoint, None where there is none."""
         return max(steps_in(self.folder), default=None)
 
-    def save(self, state: TrainState, step: int, provenance: dict) -> None:
-        """Saves unless that step is there already."""
+    def save(self, state: TrainState, step: int, provenance: dict, anew: bool = False) -> None:
+        """Saves unless that step is there already; with `anew` in the place of that and of all later ones."""
         import orbax.checkpoint as ocp
 
-        if step in self._manager.all_steps():
+        there = [held for held in self._manager.all_steps() if held >= step]
+        if anew and there:
+            self._manager.wait_until_finished()
+            for held in there:
+                self._manager.delete(held)
+        elif step in there:
             return
         rest = {"step": state.step, "opt_state": state.opt_state}
         self._manager.save(

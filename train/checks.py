@@ -15,7 +15,7 @@ from objectives import types
 from objectives.types import Objective, Ratio, Sums, Term
 from train import evaluate, tree
 from train import step as training
-from train.data.layout import PER_TOKEN
+from train.data.layout import PER_TOKEN, Layout
 from train.data.table import Table
 
 
@@ -116,13 +116,25 @@ def axes(part: Objective) -> None:
         )
 
 
-def trace(
-    params: Any, batch: int, where: str, bb: Backbone, objective: Objective, some: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """The names of what a batch of so many rows like these reports. Raises what the objective refuses of it, and
-    ValueError for a loss that returns something else than it should. Nothing is computed, and the backbone is left out.
+def batches(how: Layout | None, batch: int, some: Mapping[str, Any]) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes that a batch of rows like these may have, laid out so."""
 
-    params: their shapes.
+    def one(rows: int, length: int, segments: int) -> dict[str, jax.ShapeDtypeStruct]:
+        of = lambda k, x: (rows, length) if k in PER_TOKEN else (rows, segments, *x.shape[2:])
+        return {k: jax.ShapeDtypeStruct(of(k, x), x.dtype) for k, x in some.items()}
+
+    if how is None:
+        return [{k: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for k, x in some.items()}]
+    return [one(rows, length, how.segments) for rows, length in how.shapes]
+
+
+def trace(
+    params: Any, rows: Mapping[str, jax.ShapeDtypeStruct], where: str, bb: Backbone, objective: Objective
+) -> tuple[str, ...]:
+    """The names of what a batch reports. Raises what the objective refuses of it, and ValueError for a loss that
+    returns something else than it should. Nothing is computed, and the backbone is left out.
+
+    params, rows: their shapes.
     """
 
     def encode(batch, key=None, *, at=None, **how):
@@ -144,10 +156,9 @@ def trace(
             out = objective.join(params, out, rows)
         _check_sums(out, objective.name)
         reported.extend(types.report(out))
-        objective.predict(params, encode, batch)
+        _check_says(objective, objective.predict(params, encode, batch))
         return [term.weight for term in out.terms.values()]
 
-    rows = {k: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for k, x in some.items()}
     step = jax.ShapeDtypeStruct((), np.int32)
     try:
         jaxpr = jax.make_jaxpr(traced)(params, rows, jax.eval_shape(random.key, 0), step).jaxpr
@@ -196,6 +207,19 @@ def _check_sums(out: Any, name: str) -> None:
                 raise ValueError(
                     f"{name}: its {what} {key!r} has arrays of shape {shapes[0]}; expected sums, one number"
                 )
+
+
+def _check_says(objective: Objective, found: Mapping[str, Any]) -> None:
+    for part in objective.parts or (objective,):
+        wanted = types.SAID.get(part.says)
+        if wanted is None:
+            raise ValueError(f"{part.name} says {part.says!r}; expected one of {', '.join(map(repr, types.SAID))}")
+        at = f"{part.name}/" if objective.parts else ""
+        if missing := [k for k in wanted if at + k not in found]:
+            raise ValueError(
+                f"{part.name} says {part.says!r}, by which its `predict` should give {' and '.join(wanted)}, and there "
+                f"is no {' and no '.join(missing)}"
+            )
 
 
 def _check_outputs(out: Any, name: str) -> None:

@@ -24,7 +24,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, stage: Stage, flops_a_step: Callable[[], int]):
-        self.stage = stage
+        self.stage, self.folder = stage, folder
         self.writes = jax.process_index() == 0
         rows = table(stage.rows)
         segments = rows.read(np.arange(min(1024, len(rows))))["segments"]
@@ -95,6 +95,15 @@ class Log:
             self.say(f"{self.stage.name} {step}/{self.stage.steps}  {found}")
         # not the training's time
         self.clock = time.perf_counter()
+
+    def evaluated(self, step: int) -> dict[str, float]:
+        """What evaluations of this step have logged, whichever run they were of, by names such as "dev/loss"."""
+        file = self.folder / "metrics.jsonl"
+        found: dict[str, float] = {}
+        for line in map(json.loads, file.read_text().splitlines()) if file.is_file() else ():
+            if line["step"] == step:
+                found |= {k: math.nan if v is None else v for k, v in line.items() if "/" in k}
+        return found
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         # JSON has no nan or infinity

@@ -17,7 +17,7 @@ import numpy as np
 
 from model import random
 from objectives import types
-from train import carry, checkpoint, evaluate, flops, sharding
+from train import carry, checkpoint, evaluate, flops, sharding, tree
 from train import step as training
 from train.data.layout import Layout, layout
 from train.data.loader import Loader, evaluation_batches, prefetch
@@ -55,16 +55,25 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
     try:
         with _ask_to_stop() as asked:
             origin = _origin(stage, workdir, store, fork)
-            judge = Judge(stage, best, log, origin.waited)
+            judge = Judge(stage, best, log, origin)
             if origin.step >= stage.steps or judge.patience_is_over():
-                log.say(f"{stage.name} is done: {origin.step} of {stage.steps} steps")
-                return _state(stage, like, origin, log)
-            if origin.folder is None:
-                _check_carried(stage, like)
-            loader = loader_of(stage)
-            compiling = in_background(lowered_step(stage, like, loader.shapes(origin.step)).compile)
-            state = _state(stage, like, origin, log)
-            return _run(stage, loader, state, like, origin.step, compiling, store, judge, log, asked)
+                asked_for = "" if origin.step == stage.steps else f", where {stage.steps} are asked for"
+                log.say(f"{stage.name} is done at step {origin.step}{asked_for}")
+                state = _state(stage, like, origin, log)
+                if judge.is_due(origin.step):
+                    judge.look(state, origin.step)
+            else:
+                if origin.folder is None:
+                    _check_carried(stage, like)
+                loader = loader_of(stage)
+                compiling = in_background(lowered_step(stage, like, loader.shapes(origin.step)).compile)
+                if origin.says:
+                    log.say(origin.says)
+                state = _state(stage, like, origin, log)
+                state = _run(stage, loader, state, like, origin.step, compiling, store, judge, log, asked)
+            if asked.now(True):  # while it was evaluated: the next stage does not begin
+                raise Stopped(f"asked to stop: {stage.name} is done, and the same command goes on from there")
+            return state
     finally:
         store.close()
         if best:
@@ -77,7 +86,7 @@ def fresh(stage: Stage) -> Callable[[jax.Array], TrainState]:
 
     def make(key: jax.Array) -> TrainState:
         params = training.init(key, backbone=stage.backbone, objective=stage.objective)
-        learned, _ = training.tree.split(params, stage.learned)
+        learned, _ = tree.split(params, stage.learned)
         return TrainState(jnp.int32(0), params, stage.optimizer.init(learned))
 
     return make
@@ -121,8 +130,8 @@ class _Origin(NamedTuple):
 
     folder: Path | None
     step: int
-    waited: int  # evaluations without a new best
-    says: str = ""
+    says: str
+    judged: dict = {}  # noqa: RUF012  (what `Judge` had found by then; never mutated)
 
 
 def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | None) -> _Origin:
@@ -130,20 +139,21 @@ def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | N
     if latest is not None:
         saved = checkpoint.read_provenance(store.folder, latest)
         _check_same(stage, saved, workdir)
-        return _Origin(store.folder, latest, saved["waited"], f"resumed {stage.name} at step {latest}")
-    other = None if fork is None else fork / stage.name / "checkpoints"
-    if other is not None and (steps := checkpoint.steps_in(other)):
-        return _Origin(other, steps[-1], 0, f"forked {stage.name} from {fork} at step {steps[-1]}")
-    return _Origin(None, 0, 0)
+        rather = "" if fork is None else f", and not from {fork}"
+        return _Origin(store.folder, latest, f"resumed {stage.name} at step {latest}{rather}", saved.get("judged", {}))
+    if fork is None:
+        return _Origin(None, 0, "")
+    other = fork / stage.name / "checkpoints"
+    if steps := checkpoint.steps_in(other):
+        return _Origin(other, steps[-1], f"forked {stage.name} from {fork} at step {steps[-1]}")
+    return _Origin(None, 0, f"{fork} has no checkpoint of {stage.name}: it begins at its first step")
 
 
 def _state(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> TrainState:
     """Restored, or fresh with what it carries and what the objective then begins with."""
     if origin.folder is None:
         return _begun(stage, _carried(stage, first_state(stage, like), log))
-    state = checkpoint.restore(origin.folder, origin.step, like)
-    log.say(origin.says)
-    return state
+    return checkpoint.restore(origin.folder, origin.step, like)
 
 
 def _placed(like: TrainState) -> TrainState:
@@ -153,7 +163,7 @@ def _placed(like: TrainState) -> TrainState:
 def loader_of(stage: Stage) -> Loader:
     """What the stage trains on, batch by batch."""
     layout = layout_of(stage, table(stage.rows), stage.microbatches)
-    return Loader(stage.rows, stage.batch, stage.seed, layout=layout, ids=stage.backbone.config.V)
+    return Loader(stage.rows, stage.batch, stage.seed, layout=layout, ids=stage.vocab.size)
 
 
 def layout_of(stage: Stage, rows: Table, microbatches: int = 1) -> Layout | None:
@@ -256,7 +266,7 @@ def _run(
 
     def save(step: int) -> None:
         settle()
-        store.save(state, step, provenance(stage) | {"waited": judge.waited})
+        store.save(state, step, provenance(stage) | {"judged": judge.found()})
 
     step = start
     log.begin(start)
@@ -268,7 +278,7 @@ def _run(
         step = n + 1
         if step % stage.log_every == 0 or step == start + 1:
             settle()
-        if stage.evals and stage.eval_every and step % stage.eval_every == 0 and step < stage.steps:
+        if stage.evals and stage.eval_every and step % stage.eval_every == 0:
             settle()
             if not judge.look(state, step):
                 break
@@ -278,7 +288,7 @@ def _run(
             save(step)
             raise Stopped(f"asked to stop: saved step {step} in {store.folder}; the same command goes on from there")
     save(step)
-    if stage.evals and not judge.patience_is_over():
+    if stage.evals and judge.looked != step:
         judge.look(state, step)
     return state
 
@@ -293,40 +303,76 @@ def provenance(stage: Stage) -> dict:
 
 
 class Judge:
-    """Evaluates, keeps the best checkpoint, and says when to stop waiting for a better."""
+    """Evaluates, keeps the best checkpoint, and says when to stop waiting for a better.
 
-    def __init__(self, stage: Stage, best: checkpoint.Store | None, log: Log, waited: int):
-        self.stage, self.store, self.log, self.waited = stage, best, log, waited
+    Every checkpoint tells what was `found` by then, so that a resumed run judges as an unbroken one would: a best of a
+    later step, which a run found that was then cut off, is found again.
+    """
+
+    def __init__(self, stage: Stage, best: checkpoint.Store | None, log: Log, origin: _Origin):
+        self.stage, self.store, self.log = stage, best, log
         self.run = jax.jit(evaluate.evaluator(stage.backbone, stage.objective, stage.view))
-        latest = best.latest() if best else None
-        self.top = -math.inf
-        if best and latest is not None:
-            self.top = checkpoint.read_provenance(best.folder, latest)["score"]
+        self.looked: int | None = None
+        self.waited, self.top = 0, -math.inf  # evaluations since the best, and its score
+        if origin.judged and origin.judged["best"] == stage.best:
+            top = origin.judged["top"]
+            self.waited, self.top = origin.judged["waited"], -math.inf if top is None else top
+        held = self._held()
+        if held and held["step"] <= origin.step and held["score"] > self.top:  # found once the last step was saved
+            self.waited, self.top = 0, held["score"]
+
+    def found(self) -> dict:
+        """What a resumed run must know, as JSON."""
+        top = self.top if math.isfinite(self.top) else None
+        return {"best": self.stage.best, "waited": self.waited, "top": top}
+
+    def _held(self) -> dict | None:
+        """What `best/` says of its checkpoint, where that is the best by this metric."""
+        latest = self.store.latest() if self.store else None
+        if self.store is None or latest is None:
+            return None
+        held = checkpoint.read_provenance(self.store.folder, latest)
+        return held | {"step": latest} if held.get("best") == self.stage.best else None
+
+    def is_due(self, step: int) -> bool:
+        """Whether a done stage wants an evaluation: one that was cut off, or that the config has got since."""
+        logged = self.log.evaluated(step)
+        if not self.stage.evals.keys() <= {name.partition("/")[0] for name in logged}:
+            return True
+        if self.store is None:
+            return False
+        held = self._held()
+        name, score = self._score(logged)
+        return name not in logged or score > (held["score"] if held else -math.inf)
+
+    def _score(self, metrics: dict[str, float]) -> tuple[str, float]:
+        """(The metric that picks the best, how good it is: more is better, and nan no score.)"""
+        wanted = self.stage.best or ""
+        name = wanted.lstrip("-")
+        return name, (-1 if wanted.startswith("-") else 1) * metrics.get(name, math.nan)
 
     def patience_is_over(self) -> bool:
         return self.stage.patience is not None and self.waited >= self.stage.patience
 
     def look(self, state: TrainState, step: int) -> bool:
         """Whether training should go on."""
-        stage = self.stage
+        stage, self.looked = self.stage, step
         metrics: dict[str, float] = {}
         for name, rows in stage.evals.items():
             how = layout_of(stage, table(rows))
-            ids = stage.backbone.config.V
-            batches = evaluation_batches(rows, stage.batch, sharding.rows(stage.mesh), how, ids)
+            batches = evaluation_batches(rows, stage.batch, sharding.rows(stage.mesh), how, stage.vocab.size)
             found = evaluate.evaluate(self.run, state.params, batches, stage.objective)
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         self.log.evaluation(step, metrics)
         if self.store is None:
             return True
-        wanted = stage.best or ""
-        name = wanted.lstrip("-")
+        name, score = self._score(metrics)
         if name not in metrics:
-            raise ValueError(f"best={wanted!r} is no metric of {stage.name}; they are {', '.join(metrics)}")
-        score = -metrics[name] if wanted.startswith("-") else metrics[name]
+            raise ValueError(f"best={stage.best!r} is no metric of {stage.name}; they are {', '.join(metrics)}")
         if score > self.top:
             self.top, self.waited = score, 0
-            self.store.save(state, step, provenance(stage) | {"score": score, "metrics": metrics})
+            said = {"best": stage.best, "score": score, "metrics": metrics}
+            self.store.save(state, step, provenance(stage) | said, anew=True)
             return True
         self.waited += 1
         if self.patience_is_over():

@@ -59,7 +59,7 @@ def test_a_new_objective(execute, tmp_path):
     assert "image/png" in cells["curve"].outputs[0].data
 
     log = said(cells["run"], "stderr")
-    assert "pretrain is done: 40 of 40 steps" in log
+    assert "pretrain is done at step 40" in log
     assert re.search(r"backbone/embed/tokens +taken", log)
     assert log.count("carried from") == 1
     for arm in ("grafted", "fresh"):

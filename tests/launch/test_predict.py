@@ -20,6 +20,7 @@ from objectives.choose import choose
 from objectives.data2vec import data2vec
 from objectives.diffusion import diffusion
 from objectives.mixture import mix
+from objectives.mlm import mlm
 from objectives.pairs import sop
 from objectives.rtd import rtd
 from objectives.seq2seq import span_corruption, translate
@@ -144,6 +145,32 @@ def test_arrays_of_tokens(pretrained, factory):
                 np.testing.assert_allclose(one[name], x, atol=5e-6)
 
 
+def test_an_objective_of_ones_own_says_numbers(pretrained):
+    """The README's, which knows nothing of this command; a text may hold a [MASK]."""
+    trained = trained_by(pretrained, toys.swapped)
+    records = [record(text, None, "t") for text in ("good film.", "the [MASK] was never bad")]
+    for one, (tokens, expected) in zip(predict(trained, records), outputs(trained, records), strict=True):
+        assert one["pieces"] == trained.tokenizer.pieces(tokens[tokens > 0])
+        np.testing.assert_allclose(one["probability"], expected["probability"][0, : len(one["pieces"])], atol=5e-6)
+    counted = trained.objective._replace(predict=lambda params, encode, batch, key=None: dict(length=batch["segments"]))
+    said = next(predict(trained._replace(objective=counted), records))
+    assert said["length"] == [1] * len(said["pieces"])
+
+
+def test_one_of_a_mixture_predicts(pretrained):
+    both = lambda bb, vocab: mix((1.0, mlm(bb, vocab)), (1.0, causal(bb, vocab)), backbone=bb)
+    trained = trained_by(pretrained, both)
+    trained = trained._replace(params=pretrained.params | trained.params["mixture"])
+    records = [record("the [MASK] was bad", None, "t")]
+    with pytest.raises(ValueError, match="a mixture of mlm, causal: say by --part which"):
+        list(predict(trained, records))
+    with pytest.raises(ValueError, match="--part=sop: pretrain trained mlm, causal"):
+        predicting.part(trained, "sop")
+    alone = trained_by(pretrained, mlm)._replace(params=trained.params)
+    assert list(predict(predicting.part(trained, "mlm"), records)) == list(predict(alone, records))
+    assert "pieces" in next(predict(predicting.part(trained, "causal"), records))
+
+
 def test_one_of_several_is_chosen(finetuned):
     """As the softmax over its choices, each read with the question as a pair by itself."""
     trained = trained_by(finetuned, partial(choose, pooling="mean"))
@@ -166,14 +193,15 @@ def test_one_of_several_is_chosen(finetuned):
 
 def test_numbers_and_other_arrays(finetuned):
     row = {"segments": np.ones(4, int)}
-    assert predicting._said(finetuned, {"prediction": np.float32([2.5])}, row, None) == {"prediction": 2.5}
-    assert predicting._said(finetuned, {"embedding": np.ones((1, 2))}, row, None) == {"embedding": [1.0, 1.0]}
+    other = finetuned._replace(objective=finetuned.objective._replace(says=""))
+    assert predicting._said(other, {"prediction": np.float32([2.5])}, row, None) == {"prediction": 2.5}
+    assert predicting._said(other, {"embedding": np.ones((1, 2))}, row, None) == {"embedding": [1.0, 1.0]}
 
 
 def test_texts_that_are_written(finetuned, monkeypatch):
     """Decoded without special ids; BLEU is sacrebleu's of what is said for each text."""
     tokenizer = Masking(finetuned.tokenizer, sentinels=2)
-    writing = finetuned._replace(objective=finetuned.objective._replace(writes=True), tokenizer=tokenizer)
+    writing = finetuned._replace(objective=finetuned.objective._replace(says="text"), tokenizer=tokenizer)
     (ids,) = tokenizer.encode(["good film"])
     found = {"prediction": np.array([[*ids, tokenizer.vocab.size + 1, *ids, 3, 0]]), "score": np.float32([-1.5])}
     wanted = {"prediction": "good film <extra_id_1> good film", "score": -1.5}

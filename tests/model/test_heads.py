@@ -55,3 +55,11 @@ def test_wide_logits_are_not_rounded():
     wide, narrow = (head.apply(params, hidden, table, w) for w in (True, False))
     assert (wide.dtype, narrow.dtype) == (jnp.float32, jnp.bfloat16)
     assert abs(wide - exact).max() < 1e-4 < 0.05 < abs(np.float64(narrow) - exact).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_labels_that_score_alike_share_a_hit(dtype):
+    logits = jnp.zeros((3, 4), dtype).at[2, 3].set(1)
+    nll, hit = ops.cross_entropy(logits, jnp.array([0, 3, 3]))
+    np.testing.assert_allclose(hit, [0.25, 0.25, 1])
+    np.testing.assert_allclose(nll[:2], np.log(4), rtol=1e-6)

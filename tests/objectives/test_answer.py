@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numbers_as_text import Numbers
-from toys import params_of
+from toys import pack, params_of
 
 from model.backbone import backbone
 from model.config import sized
@@ -104,6 +104,16 @@ def test_the_best_span_is_the_best_of_all_pairs(longest):
         total = [logits[b, s, i, 0] + logits[b, s, j, 1] for i, j in pairs]
         assert tuple(spans[b, s].tolist()) == pairs[int(np.argmax(total))]
         np.testing.assert_allclose(scores[b, s], max(total), rtol=1e-5)
+
+
+def test_nothing_to_answer_from(model, vocab):
+    """Of texts alone the answer is at [CLS], wherever they lie in a row."""
+    bb, *_ = model
+    rows = pack([[0, 1, 2]], 64, 3) | {"types": np.zeros((1, 64), np.int32)}
+    objective = answer(bb, vocab, unanswerable=False)
+    params = params_of(bb, objective)
+    said = objective.predict(params, partial(bb.encode, params["backbone"]), rows)
+    assert not np.asarray(said["prediction"]).any()
 
 
 def test_every_layout_has_the_same_metrics(model, rows):

@@ -81,7 +81,7 @@ def test_filling_in(bb, vocab, key):
     params = params_of(bb, objective)
     fill = jax.jit(lambda rows: objective.predict(
         params, partial(bb.encode, params["backbone"]), rows, None if key is None else random.key(key)
-    )["filled"])  # fmt: skip
+    )["prediction"])  # fmt: skip
     found = []
     for layout, length in (([[d] for d in range(4)], 20), ([[2, 0], [3, 1]], 40)):
         rows = pack(layout, length, 2)
@@ -109,7 +109,7 @@ def test_what_is_drawn_is_as_likely_as_the_model_says(bb, vocab):
     p /= p.sum()
     rows = {k: np.repeat(x, n, 0) for k, x in row.items()}
     rows["example"] = np.stack([np.zeros(n), np.arange(n)], -1).astype(np.uint32)[:, None]
-    drawn = np.asarray(objective.predict(params, encode, rows, random.key(1))["filled"])[:, 3]
+    drawn = np.asarray(objective.predict(params, encode, rows, random.key(1))["prediction"])[:, 3]
     common = p * n > 5
     chi = ((np.bincount(drawn, minlength=V) - n * p) ** 2 / np.where(common, n * p, 1))[common].sum()
     assert common.sum() > 20 and chi < common.sum() + 5 * np.sqrt(2 * common.sum())
@@ -128,7 +128,7 @@ def test_what_is_certain_is_filled_in_as_many_passes(bb, vocab):
     objective = diffusion(bb, vocab, steps=4)
     params = params_of(bb, objective)
     params["diffusion"]["bias"][7] = 1e4
-    assert (np.asarray(objective.predict(params, encode, rows)["filled"]) != vocab.mask).all()
+    assert (np.asarray(objective.predict(params, encode, rows)["prediction"]) != vocab.mask).all()
     jax.effects_barrier()
     of = rows["segments"][0] == 1
     left = [int((tokens[0, of] == vocab.mask).sum()) for tokens in seen]

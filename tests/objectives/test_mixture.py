@@ -189,6 +189,8 @@ def test_what_cannot_be_is_an_error(bb, vocab):
         mix(backbone=bb)
     with pytest.raises(ValueError, match=r"names of their own.*found mlm, mlm"):
         mix((1.0, one), (1.0, mlm(bb, vocab, rate=0.3)), backbone=bb)
+    with pytest.raises(ValueError, match="without blanks and slashes; found 'my mlm'"):
+        mix((1.0, mlm(bb, vocab, name="my mlm")), (1.0, one), backbone=bb)
     with pytest.raises(ValueError, match="inner is a mixture itself"):
         mix((1.0, one), (1.0, mix((1.0, causal(bb, vocab)), backbone=bb, name="inner")), backbone=bb)
     with pytest.raises(ValueError, match="none of them mlm or backbone"):

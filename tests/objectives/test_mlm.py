@@ -139,6 +139,9 @@ def test_long_words_are_hidden_as_often_as_short_ones(bb, vocab, rows, choice):
 def test_a_text_without_spaces_is_no_single_word(bb, vocab, rows):
     """As one in Chinese, of which no piece begins a word: it is cut, hidden at the rate, and little is surplus."""
     tokens = np.where(np.isin(rows["tokens"], SPECIAL), rows["tokens"], 6).astype(np.int32)
+    short = {k: x[:, :32] if x.shape[1:] == (L,) else x for k, x in (rows | {"tokens": tokens}).items()}
+    few = corrupt(mlm(bb, vocab, rate=0.15, unit="word"), short)  # two words, of which one may be hidden
+    assert chosen_of(few).sum() and int(few["mlm"]["surplus"].sum()) == 0
     for unit in ("word", "span"):
         out = corrupt(mlm(bb, vocab, rate=0.3, unit=unit), rows | {"tokens": tokens})
         hidden, surplus = chosen_of(out).sum(), int(out["mlm"]["surplus"].sum())

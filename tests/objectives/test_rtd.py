@@ -201,10 +201,15 @@ def test_refusals(bb, vocab):
             rtd(bb, vocab, generator=wider)
     with pytest.raises(ValueError, match=r"cannot have max_length=8 of its own"):
         rtd(bb, vocab, generator=dict(max_length=8))
-    with pytest.raises(ValueError, match=r"rtd generator: .*'depth'; its keys are fields of the backbone's config"):
+    with pytest.raises(
+        ValueError, match=r"rtd generator has no key 'depth'; its keys are fields of the backbone's config"
+    ):
         rtd(bb, vocab, generator=dict(depth=3))
     with pytest.raises(ValueError, match=r"rtd generator=.*: backbone D=10 must be divisible by heads=3"):
         rtd(bb, vocab, generator=dict(D=10, heads=3))
+    for wrong in (dict(D=8.0, heads=2), dict(dropout="0.1")):
+        with pytest.raises(ValueError, match=r"rtd generator=.*, changes to the backbone's config: "):
+            rtd(bb, vocab, generator=wrong)
     with pytest.raises(ValueError, match=r"embedding of 16 channels and cannot have embed_width=8"):
         rtd(bb, vocab, generator=dict(embed_width=8))
     with pytest.raises(ValueError, match=r"rtd sharing='some' must be one of tied, none, gdes"):

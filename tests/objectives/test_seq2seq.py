@@ -174,16 +174,20 @@ def test_denoising_writes_the_whole_text(bb, vocab, noise):
 def test_spans_of_nothing_and_sentences_out_of_order(bb, vocab):
     """What is read has the text's tokens, some hidden, in runs that changed places; more masks than spans."""
     rows = pack(LAYOUT, 48, 3)
-    made = lambda **how: corrupt(bart(bb, vocab, rate=0.2, span=1.0, **how), rows)["seq2seq"]
+    made = lambda rate=0.2, span=1.0, **how: corrupt(bart(bb, vocab, rate=rate, span=span, **how), rows)["seq2seq"]
+    spans = dict(rate=0.4, span=3.0)
+    fewer = {tuple(text): read for text, read, _ in documents(rows, made(**spans))}
     plain = {tuple(text): read for text, read, _ in documents(rows, made())}
     more = moved = 0
-    for text, read, written in documents(rows, made(empty=2.0)):
+    for text, read, written in documents(rows, made(empty=3.0, **spans)):
         assert written == text[1:]
-        assert [t for t in read if t != MASK] == [t for t in plain[tuple(text)] if t != MASK]
+        assert [t for t in read if t != MASK] == [t for t in fewer[tuple(text)] if t != MASK]
         assert read[0] == text[0] and read[-1] == text[-1]
-        more += read.count(MASK) - plain[tuple(text)].count(MASK)
-    total = sum(read.count(MASK) for read in plain.values())
-    assert total < more < 3 * total, "about two for each span, of the tokens that are in none"
+        assert len(read) <= len(text), "or it might have no place"
+        more += read.count(MASK) - fewer[tuple(text)].count(MASK)
+    total = sum(read.count(MASK) for read in fewer.values())
+    assert total / 2 < more < 2 * total, "of the tokens that are in no span"
+    assert {tuple(text): read for text, read, _ in documents(rows, made(empty=3.0))} == plain, "nothing is taken away"
     for text, read, written in documents(rows, made(permute=1.0, sentence=3.0)):
         assert written == text[1:] and len(read) == len(text) and read[0] == text[0] and read[-1] == text[-1]
         rest = list(text)

@@ -154,6 +154,11 @@ def changed(config: dict, path: str, value) -> dict:
             ),
             "mixture tell of rtd_mlm twice",
         ),
+        (
+            "pretrain.objective",
+            dict(mixture=dict(mlm=dict(factory="objectives.mlm:mlm", weight=1)), alternate="no"),
+            "objective.alternate='no': objectives.mixture:mix takes bool",
+        ),
         ("pretrain.objective.name", "tokens", "the name 'tokens' is that of something else"),
         ("pretrain.objective.name", "loss", "the name 'loss' is that of something else"),
         ("pretrain.objective.name", "my mlm", "has a blank or a slash in it"),
@@ -250,6 +255,15 @@ def test_labels_of_an_eval(folder, tmp_path):
     spans["pretrain"]["evals"] = dict(short=short)
     with pytest.raises(ValueError, match=r"pretrain\.evals\.short: mlm span=10 words do not fit rows of 8 tokens"):
         build.stage(spans, "pretrain", tmp_path / "spans")
+    (tmp_path / "s.csv").write_text("text\n" + "a film\n" * 100 + "a film " * 30)
+    source = dict(factory="train.data.source:csv", path=str(tmp_path / "s.csv"))
+    spans["finetune"] |= dict(
+        objective=dict(factory="objectives.mlm:mlm", unit="span", span=31), layout="bucketed", evals={}, best=None,
+        data=dict(factory="train.data.rows:label_examples", source=source, length=32, truncate=True),
+    )  # fmt: skip
+    build.stage(changed(spans, "finetune.layout", "padded"), "finetune", tmp_path / "spans")
+    with pytest.raises(ValueError, match=r"finetune\.data: mlm span=31 words do not fit rows of (8|16|24) tokens"):
+        build.stage(spans, "finetune", tmp_path / "spans")
     config["finetune"]["evals"]["dev"] |= dict(classes=None, source=dict(factory="train.data.source:csv", path="n.csv"))
     (tmp_path / "n.csv").write_text("text,label\na,0.5\nb,1\n")
     config["finetune"]["evals"]["dev"]["source"] |= dict(path=str(tmp_path / "n.csv"), label="label")
@@ -377,6 +391,11 @@ def _reads_what_is_not(loss, name):
         (dict(loss=_no_term), "wrong: its term 'wrong' is no objectives.types.Term"),
         (dict(loss=_weighed_by_params), "the weight of a term depends on params, and must on the batch alone"),
         (dict(predict=_reads_what_is_not), "pretrain.data: predict is traced too"),
+        (
+            dict(says=lambda *_: "mask"),
+            "wrong says 'mask', by which its .* prediction and .*, and there is no pred.* and no prob",
+        ),
+        (dict(says=lambda *_: "masks"), "wrong says 'masks'; expected one of '', 'pieces', 'class'"),
         (dict(axes=lambda *_: {}), r"wrong: init makes w \(16,\), and axes names none"),
         (dict(join=lambda loss, name: lambda params, outputs, batch: outputs), r"has a join, and its loss gives "),
     ],

@@ -156,6 +156,102 @@ def test_early_stopping_stays_stopped(folder, whole):
     assert checkpoint.steps_in(workdir / "finetune" / "checkpoints") == [2]
 
 
+def judged(folder: Path, workdir: Path, **changes) -> list[tuple[int, float]]:
+    """Finetunes with an evaluation a step; (step, loss) of those that were logged."""
+    config = config_of(folder)
+    config["finetune"] |= dict(
+        epochs=None, steps=8, eval_every=1, save_every=3, best="-dev/loss", patience=2, carry=None,
+        schedule=dict(factory="train.schedule:constant", peak=1e-3),
+    ) | changes  # fmt: skip
+    run(config, workdir, "finetune")
+    return sorted({line["step"]: line["dev/loss"] for line in lines(workdir, "finetune") if "dev/loss" in line}.items())
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """A function that makes the evaluation after a step the last thing that the process does."""
+
+    class Killed(Exception):
+        pass
+
+    def at(step: int) -> type[Exception]:
+        say = loop.Log.evaluation
+
+        def evaluation(log, number, metrics):
+            if number == step:
+                raise Killed
+            say(log, number, metrics)
+
+        monkeypatch.setattr(loop.Log, "evaluation", evaluation)
+        return Killed
+
+    yield at
+
+
+def test_a_run_that_was_cut_off_judges_as_an_unbroken_one(folder, cut_off, monkeypatch):
+    """The best that it had found after its last checkpoint neither counts as there, nor stays in the way."""
+    unbroken, broken = folder / "judged", folder / "cut off"
+    want = judged(folder, unbroken)
+    assert len(want) == 8
+    with pytest.raises(cut_off(6)):
+        judged(folder, broken)
+    assert checkpoint.steps_in(broken / "finetune" / "checkpoints") == [3]
+    assert checkpoint.steps_in(broken / "finetune" / "best") == [5]
+    monkeypatch.undo()
+    assert judged(folder, broken) == want
+    for kind in ("checkpoints", "best"):
+        at = [checkpoint.steps_in(workdir / "finetune" / kind) for workdir in (unbroken, broken)]
+        assert at[0] == at[1]
+        held = [checkpoint.read_provenance(workdir / "finetune" / kind) for workdir in (unbroken, broken)]
+        assert [x.get("judged") for x in held] == [held[0].get("judged")] * 2
+        assert [x.get("score") for x in held] == [held[0].get("score")] * 2
+
+
+def test_a_done_stage_is_evaluated_where_that_was_cut_off_or_asked_for_since(folder, cut_off, monkeypatch):
+    workdir = folder / "evaluated late"
+    once = dict(eval_every=0, patience=None)
+    with pytest.raises(cut_off(8)):
+        judged(folder, workdir, **once)
+    monkeypatch.undo()
+    assert checkpoint.steps_in(workdir / "finetune" / "checkpoints")[-1] == 8
+    assert judged(folder, workdir, **once) == judged(folder, folder / "judged")[-1:]
+    best = workdir / "finetune" / "best"
+    assert checkpoint.read_provenance(best)["score"] == -judged(folder, workdir, **once)[0][1]
+    said = lines(workdir, "finetune")
+    judged(folder, workdir, **once)
+    assert lines(workdir, "finetune") == said
+    judged(folder, workdir, **once | dict(best="dev/accuracy"))
+    held = checkpoint.read_provenance(best)
+    assert held["score"] == held["metrics"]["dev/accuracy"]
+    assert checkpoint.steps_in(best) == [8]
+
+
+def test_asked_to_stop_while_it_is_evaluated(folder, monkeypatch):
+    """The stage is done, and the next does not begin."""
+    config = config_of(folder)
+    config["pretrain"] |= dict(steps=1, evals=dict(valid=config["pretrain"]["data"]))
+    say = loop.Log.evaluation
+
+    def evaluation(*given):
+        say(*given)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Log, "evaluation", evaluation)
+    with pytest.raises(loop.Stopped, match="pretrain is done, and the same command goes on"):
+        run(config, folder / "asked")
+    assert "valid/loss" in lines(folder / "asked", "pretrain")[-1]
+    assert not (folder / "asked" / "finetune").exists()
+
+
+def test_a_fork_of_nothing(folder, whole, capsys):
+    with pytest.raises(ValueError, match=r"--fork=.*nosuch: no such folder"):
+        run(config_of(folder), folder / "unforked", fork=folder / "nosuch")
+    with pytest.raises(ValueError, match="no tokenizer and no checkpoint of finetune there"):
+        run(config_of(folder), folder / "unforked", "finetune", fork=folder)
+    run(config_of(folder), whole, "pretrain", fork=folder / "nosuch")  # it has begun: what it came from may be gone
+    assert "pretrain is done at step 8" in capsys.readouterr().err
+
+
 def test_a_teacher_begins_as_what_is_carried(folder, whole):
     """With a decay of 1 the teacher stays what it began as: the carried student. A resume does not begin again."""
     config = config_of(folder)
