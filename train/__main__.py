@@ -70,6 +70,9 @@ def run(config, workdir: Path, stage: str | None = None, fork: Path | None = Non
     if stage is not None and stage not in names:
         raise ValueError(f"--stage={stage}: the config's stages are {', '.join(names)}")
     wanted = names if stage is None else (stage,)
+    if "://" in str(workdir):
+        raise ValueError(f"--workdir={workdir}: expected a folder; mount the bucket, as by gcsfuse")
+    build.check_ahead(config, wanted)
     begun = any(steps_in(at / name / "checkpoints") for at in (workdir, fork) if at is not None for name in wanted)
     if fork is not None and not begun and tokenizer.find(fork) is None:
         what = f"no tokenizer and no checkpoint of {', '.join(wanted)} there" if fork.is_dir() else "no such folder"
@@ -85,15 +88,34 @@ def run(config, workdir: Path, stage: str | None = None, fork: Path | None = Non
 
 @contextmanager
 def first_process_first(what: str) -> Iterator[None]:
-    """The other processes begin when the first is done: what it left in the workdir they find there."""
+    """The other processes begin when the first is done: what it left in the workdir they find there. Its error is
+    theirs too, as a ValueError.
+    """
     import jax
+
+    if jax.process_count() == 1:
+        yield
+        return
+    if jax.process_index() > 0:
+        if error := _heard(""):
+            raise ValueError(f"the first process, before {what}: {error}")
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        _heard(str(error) or type(error).__name__)
+        raise
+    _heard("")
+
+
+def _heard(text: str) -> str:
+    """What the first process says, of which all others wait here; at most a kilobyte."""
+    import numpy as np
     from jax.experimental import multihost_utils
 
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices(what)
-    yield
-    if jax.process_index() == 0 and jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    said = np.frombuffer(text.encode()[:1024].ljust(1024, b"\0"), np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(said))).rstrip(b"\0").decode(errors="replace")
 
 
 def check_package() -> None:

@@ -94,6 +94,9 @@ class Spec:
 
 # what may not change under a workdir; the rest (steps, evaluations, logging, mesh, microbatches, layout) may
 _IDENTITY = ("objective", "data", "optimizer", "schedule", "batch", "seed", "carry", "learned", "view")
+_LEAST = dict(
+    steps=0, epochs=0, batch=1, microbatches=1, keep=1, log_every=1, save_every=1, eval_every=0, patience=1, seed=0
+)
 _RUNTIME = ("scan", "remat")  # of the backbone: how, not what
 
 
@@ -136,7 +139,7 @@ def spec(config: dict, name: str) -> Spec:
     if (made.steps is None) == (made.epochs is None):
         found = ", ".join(f"{k}={config[name].get(k)}" for k in ("steps", "epochs"))
         raise ValueError(f"{name} needs either steps or epochs, and the other 0 or absent; found {found}")
-    for key, least in dict(steps=0, epochs=0, batch=1, microbatches=1).items():
+    for key, least in _LEAST.items():
         if (value := getattr(made, key)) is not None and value < least:
             raise ValueError(f"{name}.{key}={value} must be at least {least}")
     return made
@@ -244,9 +247,10 @@ def bind(section: dict, where: str, *given: str) -> tuple[Callable, dict]:
             f"{where}: {named(section['factory'])} is called with {' and '.join(given)}, by these names, and takes no "
             f"{lacking[0]}: its parameters are {', '.join(p.name for p in parameters)}"
         )
-    known = {p.name for p in parameters} - set(given)
-    required = {p.name for p in parameters if p.default is p.empty} - set(given)
     keys = {k: v for k, v in section.items() if k != "factory"}
+    known = {p.name for p in parameters} - set(given) | (set(keys) if any(map(_takes_all, parameters)) else set())
+    single = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    required = {p.name for p in single if p.default is p.empty} - set(given)
     _check_keys(f"{where} ({named(section['factory'])})", keys, known, required)
     _check_types(factory, keys, where)
     for k, v in keys.items():
@@ -501,7 +505,7 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
     if made.best is not None:
         checks.best(made.best, metrics, name)
     source_of = {"data": data.fingerprint, "tokenizer": tok.vocab.fingerprint}
-    identity = identity_of(made) | {"sources": source_of}
+    identity = identity_of(made) | {"sources": source_of, "tokenizer": named(loaded(config["tokenizer"]), version_of)}
     return Stage(
         name=name, backbone=bb, objective=objective, vocab=tok.vocab, rows=data, batch=made.batch, steps=steps,
         optimizer=optimizer, schedule=schedule, learned=learned, mesh=mesh, seed=made.seed,
@@ -510,6 +514,16 @@ def stage(config: dict, name: str, workdir: Path) -> Stage:
         save_every=made.save_every, keep=made.keep, best=made.best, patience=made.patience, identity=identity,
         provenance=origin(config | {name: {**config[name], "objective": made.objective}}, name, bb.config, tok.vocab),
     )  # fmt: skip
+
+
+def check_ahead(config: dict, names: tuple[str, ...]) -> None:
+    """What is wrong with any of these stages as their keys alone tell, before the first is trained."""
+    for name in names:
+        if "checkpoint" in config[name].get("objective", {}):  # perhaps of a stage that is yet to be trained
+            continue
+        made = spec(config, name)
+        check_offline(made, name, dict(sharding.make_mesh(sharding.parse(made.mesh)).shape))
+        check_keys(config, made, name)
 
 
 def check_offline(made: Spec, name: str, mesh_shape: dict[str, int]) -> None:
@@ -554,6 +568,7 @@ def _carry(made: Spec, name: str, workdir: Path) -> Carry | None:
         raise ValueError(f"{name}.carry needs either stage or checkpoint; found {made.carry}")
     folder = workdir / made.carry["stage"] if "stage" in made.carry else Path(made.carry["checkpoint"])
     options = {k: v for k, v in made.carry.items() if k in ("rules", "resize")}
+    _check_types(Carry, options, f"{name}.carry")
     return Carry(folder / ("best" if made.carry.get("best") else "checkpoints"), **options)
 
 

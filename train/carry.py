@@ -10,7 +10,7 @@ import numpy as np
 
 from train import tree
 
-# fresh path -> path among the restored, as re.sub has it; the first pattern that matches the whole path decides
+# fresh path -> path among the restored, a template as of re.sub; the first pattern that matches the whole path decides
 KEEP_BACKBONE: tuple[tuple[str, str | None], ...] = ((r"(backbone/.*)", r"\1"),)
 
 
@@ -57,11 +57,12 @@ def carry(
     Args:
       restored: the params of the checkpoint; of a leaf that nothing takes its shape will do.
       fresh: the new stage's initialised params; a leaf no rule speaks of stays fresh, and keeps its dtype.
-      rules: pairs (pattern, source): a fresh path that matches takes the restored leaf at the path that `re.sub` makes
-        of it; None keeps it fresh. The default takes the backbone and nothing else.
+      rules: pairs (pattern, source): a fresh path that matches takes the restored leaf at the path that the
+        template makes of it; None keeps it fresh. The default takes the backbone and nothing else.
       resize: patterns of paths whose axes may differ in length: what both have is taken, the rest stays fresh.
 
-    Raises ValueError, with both trees, where a source is missing or a shape differs and resizing is not allowed.
+    Raises ValueError, with both trees, where a source is missing, a shape differs and resizing is not allowed, or a
+    rule speaks of no leaf.
     """
     report = plan(restored, fresh, rules, resize)
     have, of = tree.leaves(restored), {line.path: line for line in report if line.what != "dropped"}
@@ -91,6 +92,10 @@ def plan(
     have = tree.leaves(restored)
     report: list[Line] = []
     faults: list[str] = []
+    names = list(tree.leaves(fresh))
+    for pattern, _ in rules:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            faults.append(f"the rule {pattern!r} matches no parameter of the new tree")
     strangers: dict[str, int] = {}  # keys of the tree that the checkpoint lacks whole, and how many leaves ask for them
     for name, leaf in tree.leaves(fresh).items():
         source = _source(name, rules)
@@ -128,8 +133,8 @@ def plan(
 
 def _source(name: str, rules: Sequence[tuple[str, str | None]]) -> str | None:
     for pattern, source in rules:
-        if re.fullmatch(pattern, name):
-            return None if source is None else re.sub(pattern, source, name)
+        if found := re.fullmatch(pattern, name):
+            return None if source is None else found.expand(source)
     return None
 
 

@@ -1,5 +1,6 @@
 """Checkpoints through Orbax: params as an item of their own, the rest of the state beside it, provenance as JSON."""
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from train import tree
 from train.state import TrainState
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Store:
 
     def latest(self) -> int | None:
         """The number of the newest whole checkpoint, None where there is none."""
+        if "_manager" in self.__dict__:  # one may be under way
+            self._manager.wait_until_finished()
         return max(steps_in(self.folder), default=None)
 
     def save(self, state: TrainState, step: int, provenance: dict, anew: bool = False) -> None:
@@ -105,12 +109,31 @@ def read_params(
 
 
 def read_provenance(folder: Path, step: int | None = None) -> dict:
-    """What a checkpoint says of itself; raises ValueError where there is none."""
-    import orbax.checkpoint as ocp
+    """What a checkpoint says of itself; raises ValueError where there is none.
 
-    step = _step(folder, step)
+    Without Orbax, whose manager waits for all processes: one of them alone may ask.
+    """
+    return json.loads((folder / str(_step(folder, step)) / "provenance" / "metadata").read_text())
+
+
+def unlike(folder: Path, step: int, like: TrainState) -> dict[str, list[str]]:
+    """Of "params" and "opt_state" the leaves that are not in both, a checkpoint and `like`, or differ in shape."""
     with _manager(folder, None) as manager:
-        return manager.restore(step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))["provenance"]
+        held = manager.item_metadata(step)
+
+    def shapes(x: Any) -> dict[str, tuple[int, ...]]:
+        return {path: tuple(leaf.shape) for path, leaf in tree.leaves(x).items()}
+
+    pairs = dict(params=(held["params"].tree, like.params), opt_state=(held["rest"].tree["opt_state"], like.opt_state))
+    found = {name: (shapes(was), shapes(now)) for name, (was, now) in pairs.items()}
+    return {
+        name: [
+            f"{path}: was {was.get(path, 'absent')}, is {now.get(path, 'absent')}"
+            for path in sorted(was.keys() | now.keys())
+            if was.get(path) != now.get(path)
+        ]
+        for name, (was, now) in found.items()
+    }
 
 
 def _step(folder: Path, step: int | None) -> int:

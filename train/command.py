@@ -3,8 +3,10 @@
 import gc
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -66,9 +68,23 @@ def main(help: str, work: Callable[[Any], None], *errors: type[Exception], confi
         try:
             work(config.value)
         except mendable as error:
+            if _of_the_user(error):
+                traceback.print_exception(error)
             sys.exit(f"error: {error}")
 
     app.run(start, flags_parser=parse)
+
+
+def _of_the_user(error: BaseException | None) -> bool:
+    """Whether it passed through a file that is neither ours nor a library's, as a module with an objective."""
+    ours, libraries = Path(__file__).parents[1], [Path(p) for p in sysconfig.get_paths().values()]
+    while error is not None:
+        for frame in traceback.extract_tb(error.__traceback__):
+            file = Path(frame.filename)
+            if file.is_file() and not any(file.is_relative_to(known) for known in (ours, *libraries)):
+                return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _of_ml_collections(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from objectives.types import Objective
 PEAKS = {
     "TPU v4": {"bfloat16": 275e12},
     "TPU v5 lite": {"bfloat16": 197e12},
-    "TPU v5p": {"bfloat16": 459e12},
+    "TPU v5": {"bfloat16": 459e12},  # v5p, by either name
     "TPU v6 lite": {"bfloat16": 918e12},
     "NVIDIA A100": {"bfloat16": 312e12, "float32": 19.5e12},
     "NVIDIA H100": {"bfloat16": 989e12, "float32": 67e12},

@@ -1,5 +1,7 @@
 """The only loop: start or resume, step, log, evaluate, save, stop."""
 
+import hashlib
+import json
 import math
 import os
 import signal
@@ -55,12 +57,15 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
     try:
         with _ask_to_stop() as asked:
             origin = _origin(stage, workdir, store, fork)
+            _check_alike(stage, origin)
             judge = Judge(stage, best, log, origin)
             if origin.step >= stage.steps or judge.patience_is_over():
                 asked_for = "" if origin.step == stage.steps else f", where {stage.steps} are asked for"
                 log.say(f"{stage.name} is done at step {origin.step}{asked_for}")
                 state = _state(stage, like, origin, log)
-                if judge.is_due(origin.step):
+                if origin.folder != store.folder:  # forked, or of no steps: later stages may carry from it
+                    store.save(state, origin.step, provenance(stage) | {"judged": judge.found()})
+                if _first_says(judge.is_due(origin.step)):
                     judge.look(state, origin.step)
             else:
                 if origin.folder is None:
@@ -153,7 +158,44 @@ def _state(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> TrainSt
     """Restored, or fresh with what it carries and what the objective then begins with."""
     if origin.folder is None:
         return _begun(stage, _carried(stage, first_state(stage, like), log))
+    if not origin.judged:  # forked: anything may differ
+        other = checkpoint.unlike(origin.folder, origin.step, like)
+        if other["params"]:
+            raise ValueError(
+                f"--fork: {origin.folder} holds params of other shapes, as {other['params'][0]} (one of "
+                f"{len(other['params'])}). A stage's `carry` takes what fits into another architecture"
+            )
+        if other["opt_state"]:
+            log.say(f"the optimizer begins anew: its state differs, as {other['opt_state'][0]}")
+            fresh = first_state(stage, like)
+            params, _, _ = checkpoint.read_params(origin.folder, origin.step, place=lambda shapes: like.params)
+            return fresh._replace(step=jax.device_put(np.int32(origin.step), like.step.sharding), params=params)
     return checkpoint.restore(origin.folder, origin.step, like)
+
+
+def _check_alike(stage: Stage, origin: _Origin) -> None:
+    """Raises ValueError where this process does not begin as the others do."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    said = json.dumps([origin.step, stage.name, stage.steps, stage.identity], sort_keys=True)
+    mine = np.frombuffer(hashlib.blake2b(said.encode(), digest_size=8).digest(), np.uint32)
+    all_of_them = multihost_utils.process_allgather(mine)
+    if (all_of_them != all_of_them[:1]).any():
+        raise ValueError(
+            f"the processes do not begin {stage.name} alike (this one at step {origin.step}): start all of them by one "
+            "command, on one --workdir that all see"
+        )
+
+
+def _first_says(true: bool) -> bool:
+    """What the first process says: files may look otherwise to others."""
+    if jax.process_count() == 1:
+        return true
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(true)))
 
 
 def _placed(like: TrainState) -> TrainState:
@@ -230,8 +272,6 @@ def _flat(x: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _jsonable(x: Any) -> Any:
-    import json
-
     return json.loads(json.dumps(x))
 
 
@@ -252,13 +292,13 @@ def _run(
         """Waits for the steps so far and logs them; the only place where the loop reads from the device."""
         reports = jax.device_get([jax.tree.map(jnp.asarray, types.report(sums)) for _, sums in pending])
         for (n, _), report in zip(pending, reports, strict=True):
-            if not math.isfinite(report["loss"]):
+            if wrong := [k for k in ("loss", "gradient_norm") if not math.isfinite(report.get(k, 0.0))]:
                 rows = loader.index(n)
                 ids = loader.table.read(rows)["example"].tolist()
                 raise Stopped(
-                    f"the loss of step {n + 1} is {report['loss']}; the last good checkpoint is of step "
-                    f"{store.latest() or 'none'} in {store.folder}. Rows of the batch: {rows.tolist()}, their examples "
-                    f"(source, index): {ids}"
+                    f"the {wrong[0].replace('_', ' ')} of step {n + 1} is {report[wrong[0]]}; the last good checkpoint "
+                    f"is of step {store.latest() or 'none'} in {store.folder}. Rows of the batch: {rows.tolist()}, "
+                    f"their examples (source, index): {ids}"
                 )
         if pending:
             log.steps([n + 1 for n, _ in pending], reports, stage.schedule)

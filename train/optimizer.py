@@ -10,6 +10,7 @@ Every factory takes `axes` (logical names, the tree of the learned params) and t
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -22,7 +23,6 @@ Transform: TypeAlias = optax.GradientTransformation
 NO_DECAY = (".*/bias", ".*/scale")
 # axes along which a leaf holds several matrices, each an object of its own to LAMB and Muon
 _UNITS = ("layers", "parts")
-_INPUTS = ("embed", "taps", "heads", "head", "mlp")
 
 
 def adamw(
@@ -55,13 +55,15 @@ def adafactor(
     axes: Any, schedule: Callable, *, decay_rate: float = 0.8, factor_from: int = 128,
     weight_decay: float = 0.0, clip: float | None = None, no_decay: Sequence[str] = NO_DECAY, rates: tree.Rules = (),
 ) -> Transform:  # fmt: skip
-    """Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235; second moments factored from `factor_from` rows up."""
+    """Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235, algorithm 4, for each layer's matrix by itself; second
+    moments are factored where rows and columns are `factor_from` and more.
+    """
     inner = optax.chain(
         optax.scale_by_factored_rms(decay_rate=decay_rate, min_dim_size_to_factor=factor_from),
         optax.clip_by_block_rms(1.0),
         optax.scale_by_param_block_rms(),
     )
-    return _chain(clip, inner, _decay(weight_decay, no_decay), schedule, rates)
+    return _chain(clip, _by_matrix(inner, axes), _decay(weight_decay, no_decay), schedule, rates)
 
 
 def muon(
@@ -93,19 +95,59 @@ def _is_numbers(x: Any) -> bool:
 def tree_of_matrices(axes: Any) -> Any:
     """For each leaf the axes a matrix reads from and writes to, None where the leaf is no stack of layers' matrices."""
 
-    def numbers(names):
-        if "layers" not in names:
-            return None
-        inner = [i for i, n in enumerate(names) if n not in _UNITS]
-        wide = [i for i in inner if names[i] == "embed"]
-        if len(inner) < 2 or not wide:
-            return None
-        other = [i for i in inner if i not in wide]
-        # the kernel's first axis is what it reads: embed for qkv and wi, heads or mlp for the maps back
-        reads, writes = (wide, other) if inner[0] == wide[0] else (other, wide)
-        return optax.contrib.MuonDimensionNumbers(tuple(reads), tuple(writes))
+    return jax.tree.map(_matrix, axes, is_leaf=tree.is_axes)
 
-    return jax.tree.map(numbers, axes, is_leaf=tree.is_axes)
+
+def _matrix(names: tuple) -> optax.contrib.MuonDimensionNumbers | None:
+    if "layers" not in names:
+        return None
+    inner = [i for i, n in enumerate(names) if n not in _UNITS]
+    wide = [i for i in inner if names[i] == "embed"]
+    if len(inner) < 2 or not wide:
+        return None
+    other = [i for i in inner if i not in wide]
+    # the kernel's first axis is what it reads: embed for qkv and wi, heads or mlp for the maps back
+    reads, writes = (wide, other) if inner[0] == wide[0] else (other, wide)
+    return optax.contrib.MuonDimensionNumbers(tuple(reads), tuple(writes))
+
+
+def _by_matrix(inner: Transform, axes: Any) -> Transform:
+    """`inner` of each leaf by itself, and of a stack of layers' for each of them, matrices as such."""
+    structure: Any = jax.tree.structure(axes, is_leaf=tree.is_axes)
+    names = jax.tree.leaves(axes, is_leaf=tree.is_axes)
+
+    def matrices(of: tuple, x: jax.Array) -> jax.Array:  # [units..., rows, columns]
+        units, matrix = [i for i, n in enumerate(of) if n in _UNITS], _matrix(of)
+        rest = [i for i in range(x.ndim) if i not in units]
+        if matrix is None:
+            return x.transpose(*units, *rest)
+        reads, writes = matrix
+        sizes = [math.prod(x.shape[i] for i in side) for side in (reads, writes)]
+        return x.transpose(*units, *reads, *writes).reshape(*(x.shape[i] for i in units), *sizes)
+
+    def each(f: Callable, of: tuple) -> Callable:
+        for _ in [n for n in of if n in _UNITS]:
+            f = jax.vmap(f)
+        return f
+
+    def flat(x: Any) -> list:
+        return structure.flatten_up_to(x)
+
+    def init(params: Any) -> Any:
+        return structure.unflatten(
+            [each(inner.init, of)(matrices(of, x)) for of, x in zip(names, flat(params), strict=True)]
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        new, states = [], []
+        for of, u, s, p in zip(names, flat(updates), flat(state), flat(params), strict=True):
+            back = jax.linear_transpose(partial(matrices, of), u)
+            made, kept = each(inner.update, of)(matrices(of, u), s, matrices(of, p))
+            new.append(back(made)[0])
+            states.append(kept)
+        return structure.unflatten(new), structure.unflatten(states)
+
+    return Transform(init, update)
 
 
 def _by_shape(numbers: Any, rms: float) -> Transform:
@@ -138,7 +180,9 @@ def _clip(limit: float) -> Transform:
 
 def _decay(rate: float, no_decay: Sequence[str]) -> Transform:
     def mask(params):
-        return tree.resolve([(p, False) for p in no_decay if tree.matches(p, params)], params, True)
+        # of the usual patterns one may match nothing, as in a model without biases; of others it is misspelt
+        patterns = [p for p in no_decay if p not in NO_DECAY or tree.matches(p, params)]
+        return tree.resolve([(p, False) for p in patterns], params, True)
 
     return optax.add_decayed_weights(rate, mask) if rate else optax.identity()
 

@@ -192,6 +192,10 @@ def changed(config: dict, path: str, value) -> dict:
         ("pretrain.batch", 0, "pretrain.batch=0 must be at least 1"),
         ("pretrain.best", "dev/loss", "must be a metric of one of its evals"),
         ("pretrain.patience", 3, "patience=3 waits"),
+        ("pretrain.patience", 0, "pretrain.patience=0 must be at least 1"),
+        ("pretrain.keep", 0, "pretrain.keep=0 must be at least 1"),
+        ("pretrain.log_every", 0, "pretrain.log_every=0 must be at least 1"),
+        ("pretrain.save_every", 0, "pretrain.save_every=0 must be at least 1"),
         ("pretrain.learned", (("backbone/lyers/.*", False),), "matches no parameter"),
         ("pretrain.learned", (("backbone/layers/.*", (True,)),), "gives 1 values, one a layer"),
         ("pretrain.schedule", dict(factory="train.schedule:linear", peak=1.0, warmup=99), "warmup=99 must lie"),
@@ -258,12 +262,12 @@ def test_labels_of_an_eval(folder, tmp_path):
     (tmp_path / "s.csv").write_text("text\n" + "a film\n" * 100 + "a film " * 30)
     source = dict(factory="train.data.source:csv", path=str(tmp_path / "s.csv"))
     spans["finetune"] |= dict(
-        objective=dict(factory="objectives.mlm:mlm", unit="span", span=31), layout="bucketed", evals={}, best=None,
-        data=dict(factory="train.data.rows:label_examples", source=source, length=32, truncate=True),
+        objective=dict(factory="objectives.mlm:mlm", unit="span", span=31), layout="padded", evals={}, best=None,
+        data=dict(factory="train.data.rows:label_examples", source=source, length=32, truncate=True, classes=None),
     )  # fmt: skip
-    build.stage(changed(spans, "finetune.layout", "padded"), "finetune", tmp_path / "spans")
+    build.stage(spans, "finetune", tmp_path / "spans")
     with pytest.raises(ValueError, match=r"finetune\.data: mlm span=31 words do not fit rows of (8|16|24) tokens"):
-        build.stage(spans, "finetune", tmp_path / "spans")
+        build.stage(changed(spans, "finetune.layout", "bucketed"), "finetune", tmp_path / "spans")
     config["finetune"]["evals"]["dev"] |= dict(classes=None, source=dict(factory="train.data.source:csv", path="n.csv"))
     (tmp_path / "n.csv").write_text("text,label\na,0.5\nb,1\n")
     config["finetune"]["evals"]["dev"]["source"] |= dict(path=str(tmp_path / "n.csv"), label="label")
@@ -528,6 +532,9 @@ def test_a_tokenizer_is_kept_whatever_it_is(folder, tmp_path):
     assert tokenizers.find(tmp_path / "other") == tmp_path / "other/tokenizer.json"
     with pytest.raises(ValueError, match="no key 'lower'; did you mean 'lowercase'"):
         run(config | dict(tokenizer=section | dict(lower=True)), tmp_path / "fork", "pretrain", tmp_path / "run")
+    late = changed(config, "pretrain.schedule", dict(factory="train.schedule:linear", peak=1.0, warmup=99))
+    with pytest.raises(ValueError, match="warmup=99"):
+        run(late, tmp_path / "fork", "pretrain", tmp_path / "run")
     assert tokenizers.load(tmp_path / "fork").file == made.file
 
 
@@ -584,7 +591,7 @@ def test_simulated_devices_have_their_threads_and_order_before_they_are_made(fol
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     found = []
     told = lambda: (os.environ.get("NPROC"), os.environ["XLA_FLAGS"])
-    monkeypatch.setattr(jax, "process_index", lambda: found.append(told()) or 0)
+    monkeypatch.setattr(jax, "process_count", lambda: found.append(told()) or 1)
     with pytest.raises(ValueError, match="warmup=99"):
         run(changed(config_of(folder), "pretrain.schedule", dict(factory="train.schedule:linear", peak=1.0, warmup=99)),
             tmp_path)  # fmt: skip

@@ -48,6 +48,15 @@ def test_renamed_and_kept_fresh():
     assert (params["classify"]["out"] == 1).all()
 
 
+def test_a_rule_of_nothing_and_one_that_may_match_nothing_more():
+    with pytest.raises(ValueError, match=r"the rule 'backbones/\(\.\*\)' matches no parameter of the new tree"):
+        plan(OLD, new(), [*KEEP_BACKBONE, ("backbones/(.*)", r"\1")])
+    old = {"old": OLD["backbone"]}
+    report = plan(old, {"backbone": OLD["backbone"]}, [("backbone/(.*)", r"old/\1")])
+    assert report == plan(old, {"backbone": OLD["backbone"]}, [("(?:backbone/)?(.*)", r"old/\1")])
+    assert {line.what for line in report} == {"renamed"}
+
+
 def test_what_is_taken_twice_is_two_arrays():
     """A step that gives its state away could not give one array away twice."""
     old = {"backbone": {"w": jnp.ones((2, 2))}}

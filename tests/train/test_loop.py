@@ -101,6 +101,7 @@ def test_a_layout_changes_no_step(folder, whole):
         (dict(objective=dict(factory="objectives.mlm:mlm", rate=0.2)), "objective.rate: was 0.3, is 0.2"),
         (dict(backbone=dict(F=64)), "backbone.F: was 32, is 64"),
         (dict(batch=16), "batch: was 8, is 16"),
+        (dict(optimizer=dict(factory="train.optimizer:lion")), "optimizer.factory: was train.optimizer:adamw, is"),
     ],
 )
 def test_another_experiment_is_refused(folder, whole, change, says):
@@ -114,6 +115,42 @@ def test_fork(folder, whole):
     forked = folder / "forked"
     run(config_of(folder, seed=1, steps=10), forked, "pretrain", fork=whole)
     assert [line["step"] for line in lines(forked, "pretrain")] == [9, 10]
+
+
+def test_another_tokenizer_section_is_another_experiment(folder, whole):
+    config = config_of(folder)
+    config["tokenizer"]["size"] = 36
+    with pytest.raises(ValueError, match=r"(?s)another experiment:.*tokenizer.size: was 40, is 36"):
+        run(config, whole, "pretrain")
+
+
+def test_a_fork_of_what_is_done(folder, whole):
+    """Later stages find it in its new workdir."""
+    run(config_of(folder, seed=1), folder / "twin", fork=whole)
+    for stage in ("pretrain", "finetune"):
+        want, got = params_at(whole, stage), params_at(folder / "twin", stage)
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+
+def test_a_fork_with_another_optimizer_or_architecture(folder, whole, capsys):
+    other = folder / "another optimizer"
+    made = config_of(folder, steps=9, optimizer=dict(factory="train.optimizer:lion"))
+    run(made, other, "pretrain", fork=whole)
+    assert [line["step"] for line in lines(other, "pretrain")] == [9]
+    assert "the optimizer begins anew: its state differs, as " in capsys.readouterr().err
+    want, got = params_at(whole, "pretrain"), params_at(other, "pretrain")
+    assert all(0 < abs(got[name] - want[name]).max() < 0.01 for name in want if want[name].size > 1)
+    with pytest.raises(ValueError, match=r"params of other shapes, as .*: was \(2, 32\), is \(2, 64\)"):
+        run(config_of(folder, steps=9, backbone=dict(F=64)), folder / "wider", "pretrain", fork=whole)
+
+
+def test_a_later_stage_s_mistake_is_said_first(folder):
+    config = config_of(folder)
+    config["finetune"]["layouts"] = "packed"
+    with pytest.raises(ValueError, match="finetune has no key 'layouts'; did you mean 'layout'"):
+        run(config, folder / "ahead")
+    assert not (folder / "ahead").exists()
 
 
 def test_one_compilation_a_stage(folder, monkeypatch):
@@ -142,6 +179,25 @@ def test_a_loss_that_is_not_finite(folder):
     with pytest.raises(loop.Stopped, match=r"(?s)loss of step 6 is nan; the last good checkpoint is of step 4 .*Rows"):
         loop.fit(dataclasses.replace(stage, optimizer=poisoned), workdir)
     assert checkpoint.steps_in(workdir / "pretrain" / "checkpoints")[-1] == 4
+
+
+def test_a_gradient_that_is_not_finite(folder):
+    """The loss is of the params before the step; those after it are never saved."""
+    import dataclasses
+
+    workdir = folder / "steep"
+    run(config_of(folder, steps=2, save_every=2), workdir, "pretrain")
+    stage = build.stage(build.plain(config_of(folder, save_every=2)), "pretrain", workdir)
+
+    def loss(params, encode, batch, key, step):
+        sums = stage.objective.loss(params, encode, batch, key, step)
+        nothing = jax.numpy.where(step == 3, params["mlm"]["bias"].sum() * 0.0, 0.0)
+        return sums._replace(terms={k: t._replace(sum=t.sum + jax.numpy.sqrt(nothing)) for k, t in sums.terms.items()})
+
+    steep = dataclasses.replace(stage, objective=stage.objective._replace(loss=loss))
+    with pytest.raises(loop.Stopped, match=r"gradient norm of step 4 is nan; the last good checkpoint is of step 2 "):
+        loop.fit(steep, workdir)
+    assert checkpoint.steps_in(workdir / "pretrain" / "checkpoints") == [2]
 
 
 def test_early_stopping_stays_stopped(folder, whole):
@@ -288,11 +344,17 @@ def get_config():
 """
 
 
-def command(folder: Path, *arguments: str, config: dict | None = None, devices: int = 2) -> subprocess.Popen:
+def command(
+    folder: Path, *arguments: str, config: dict | None = None, devices: int = 2, path: Path | str = ""
+) -> subprocess.Popen:
     file = folder / f"config{len(list(folder.glob('config*')))}.py"
     file.write_text(CONFIG_FILE.format(text=json.dumps(config or config_of(folder, mesh="data=-1"))))
     cache = jax.config.jax_compilation_cache_dir
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_COMPILATION_CACHE_DIR": cache}
+    environment = os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "PYTHONPATH": str(path),
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "train", f"--config={file}", *arguments],
         cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
@@ -326,13 +388,23 @@ def test_two_processes_are_one(folder, whole):
         np.testing.assert_allclose(got[name], want[name], atol=2e-4, err_msg=name)
     config = config_of(folder)
     config["finetune"] |= dict(epochs=0.2)
-    second = several(2, folder, config, f"--workdir={workdir}")
+    config["backbone"] = dict(checkpoint=str(workdir / "pretrain"))  # which the first process reads before the other
+    second = several(2, folder, config, f"--workdir={workdir}", "--stage=finetune")
     said = ended(second)
     assert [p.returncode for p in second] == [0, 0], said
     assert "parameters taken" in said[0]
     want, got = lines(whole, "finetune"), lines(workdir, "finetune")
     np.testing.assert_allclose(got[0]["loss"], want[0]["loss"], atol=1e-4)
     assert {"dev/loss", "dev/accuracy", "dev/f1"} <= got[-1].keys()
+
+
+def test_two_processes_end_with_one_error(folder):
+    config = config_of(folder)
+    config["pretrain"]["data"]["source"]["path"] = "nowhere.tsv"
+    both = several(2, folder, config, f"--workdir={folder / 'two wrong'}")
+    said = ended(both)
+    assert [p.returncode for p in both] == [1, 1], said
+    assert all("nowhere.tsv" in s and "Traceback" not in s for s in said), said
 
 
 def test_a_mixture_goes_on_from_four_processes_on_two(folder):
@@ -393,6 +465,23 @@ def test_terminated_saved_and_resumed(folder):
     assert process.returncode == 0, said
     assert f"resumed pretrain at step {step}" in said
     assert lines(workdir, "pretrain")[-1]["step"] == step + 1
+
+
+def test_where_a_user_s_own_objective_fails_is_shown(folder):
+    (folder / "mine.py").write_text(
+        "from objectives.mlm import mlm\n"
+        "def mine(backbone, vocab, **how):\n"
+        "    made = mlm(backbone, vocab, **how)\n"
+        "    def loss(params, encode, batch, key, step):\n"
+        "        raise ValueError('two shapes do not fit')\n"
+        "    return made._replace(loss=loss)\n"
+    )
+    config = config_of(folder, objective=dict(factory="mine:mine", rate=0.2), mesh="data=-1")
+    process = command(folder, f"--workdir={folder / 'mine'}", "--stage=pretrain", config=config, path=folder)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "mine.py" in said and "raise ValueError('two shapes" in said
+    assert said.splitlines()[-1] == "error: pretrain.data: two shapes do not fit"
 
 
 def test_a_user_sees_no_traceback(folder):

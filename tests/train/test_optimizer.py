@@ -42,10 +42,35 @@ def test_layers_are_optimized_each_by_itself(name, toy):
     for i in (0, 2):
         one = update(pick(params, i), pick(grads, i))
         want = pick(whole, i)["backbone"]["layers"]
-        if name == "adafactor":  # its clipping is by leaf, over all the layers of it
-            continue
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one["backbone"]["layers"], want)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(whole))
+
+
+def test_adafactor_is_optax_s_of_each_matrix(toy):
+    """The maps of a layer, as the matrices that they are, with second moments of rows and of columns alone."""
+    axes, params, grads = toy
+    ours = optimizer.adafactor(axes, lambda step: 0.1, factor_from=8)
+    theirs = optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=8), optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(), optax.scale_by_learning_rate(0.1),
+    )  # fmt: skip
+    state = ours.init(params)
+    updates, _ = ours.update(grads, state, params)
+    of = lambda x: x["backbone"]["layers"]["attention"]
+    flat = lambda x: np.moveaxis(np.asarray(of(x)["qkv"]["kernel"]), 3, 1)  # [layers, D, N, 3, H]
+    for layer in range(3):
+        for part in range(3):
+            p, g, u = (flat(x)[layer, part].reshape(16, 16) for x in (params, grads, updates))
+            np.testing.assert_allclose(u, theirs.update(g, theirs.init(p), p)[0], rtol=1e-4, atol=1e-7)
+    sizes = {path: x.size for path, x in tree.leaves(state).items() if "qkv/kernel" in path}
+    assert sum(sizes.values()) < 3 * 3 * 40, sizes
+
+
+def test_a_pattern_that_spares_nothing_is_misspelt(toy):
+    axes, params, _ = toy
+    tx = optimizer.adamw(axes, lambda step: 0.1, no_decay=(*optimizer.NO_DECAY, "backbone/embeds/.*"))
+    with pytest.raises(ValueError, match=r"the rule 'backbone/embeds/.*' matches no parameter"):
+        tx.update(params, tx.init(params), params)
 
 
 def test_decay_spares_biases_and_scales(toy):
