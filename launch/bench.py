@@ -28,6 +28,7 @@ def stage_of(size: str, batch: int, length: int, dtype: str, vocab_size: int) ->
 
     vocab = Vocab(vocab_size, 0, 1, 2, 3, 4, tuple(range(5)), np.ones(vocab_size, bool), "random")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    sharding.check_rows(batch, 1, dict(mesh.shape))
     config = sized(size, V=vocab_size, max_length=max(512, length), dtype=dtype)
     bb = backbone(config, sharding.constrainer(mesh))
     objective = mlm(bb, vocab)
@@ -35,7 +36,7 @@ def stage_of(size: str, batch: int, length: int, dtype: str, vocab_size: int) ->
     rng = np.random.default_rng(0)
     n = 4 * batch
     rows = dict(
-        tokens=rng.integers(1000, vocab_size, (n, length), np.int32),
+        tokens=rng.integers(min(1000, vocab_size // 2), vocab_size, (n, length), np.int32),
         segments=np.ones((n, length), np.int32),
         positions=np.tile(np.arange(length, dtype=np.int32), (n, 1)),
         example=np.stack([np.zeros(n), np.arange(n)], -1).astype(np.uint32)[:, None],
@@ -120,7 +121,7 @@ def serve(bench: Bench) -> None:
     print(json.dumps(bench.finish(seconds)), flush=True)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m launch.bench", description=__doc__,
         epilog="example: python -m launch.bench --size=tiny,base --dtype=bfloat16 --length=512 --batch=64 --out=b.json",
@@ -134,16 +135,28 @@ def main() -> None:
     add("--steps", type=int, default=10, help="timed steps, after two to warm up (default: %(default)s)")
     add("--out", help="write the table as JSON to this file")
     add("--serve", action="store_true", help="step on every line `s` of standard input, print facts on `q`")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    for what, given, least in (("batch", args.batch, 1), ("length", args.length, 1), ("vocab", args.vocab, 6)):
+        if given is not None and given < least:
+            parser.error(f"--{what}={given}: expected at least {least}")
     from train import command
 
     command.start_quickly()
+    try:
+        _measure(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def _measure(args: argparse.Namespace) -> None:
     table = []
     started = STARTED
     for size in args.size.split(","):
-        bench = Bench(size, args.batch or SIZES.get(size, 8), args.length, args.dtype, args.vocab, started)
+        batch = SIZES.get(size, 8) if args.batch is None else args.batch
+        bench = Bench(size, batch, args.length, args.dtype, args.vocab, started)
         if args.serve:
-            return serve(bench)
+            serve(bench)
+            return
         for _ in range(2):
             bench.take()
         table.append(bench.finish([bench.take() for _ in range(args.steps)]))
@@ -152,7 +165,6 @@ def main() -> None:
     if args.out:
         with open(args.out, "w") as file:
             json.dump(table, file, indent=1)
-    return None
 
 
 if __name__ == "__main__":

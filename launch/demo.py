@@ -81,7 +81,7 @@ def picture(workdir: Path, stages: list[str], arms: dict[str, list[float]], othe
     pyplot.close(figure)
 
 
-def report(config: dict, arms: dict[str, list[float]], other: float, seconds: float) -> str:
+def report(config: dict, arms: dict[str, list[float]], other: float) -> str:
     """A table in Markdown."""
     labels = config["pretrained_0"]["data"]["source"]["limit"]
     lines = [
@@ -98,7 +98,6 @@ def report(config: dict, arms: dict[str, list[float]], other: float, seconds: fl
         "",
         f"Pretraining is worth {statistics.mean(gains):+.1f} points "
         f"(by seed: {', '.join(f'{g:+.1f}' for g in gains)}).",
-        f"Took {seconds / 60:.1f} minutes.",
     ]
     return "\n".join(lines)
 
@@ -108,13 +107,12 @@ def demo(config, workdir: Path) -> str:
     from train import build
     from train.__main__ import run
 
-    begun = time.perf_counter()
     run(config, workdir)
     plain = build.plain(config)
     stages = build.stages(plain)
     arms = accuracies(workdir, list(stages))
     other = baseline(plain, "pretrained_0")
-    text = report(plain, arms, other, time.perf_counter() - begun)
+    text = report(plain, arms, other)
     picture(workdir, list(stages), arms, other, workdir / "demo.png")
     (workdir / "report.md").write_text(text + "\n")
     return text
@@ -134,10 +132,12 @@ def main() -> None:
     try:
         check_package()
         compilation_cache()
+        begun = time.perf_counter()
         print("\n" + demo(get_config(), args.workdir))
+        print(f"\nTook {(time.perf_counter() - begun) / 60:.1f} minutes.")
     except (ValueError, Stopped) as error:
         sys.exit(f"error: {error}")
-    print(f"\nThe picture is {args.workdir / 'demo.png'}, the report {args.workdir / 'report.md'}.")
+    print(f"The picture is {args.workdir / 'demo.png'}, the report {args.workdir / 'report.md'}.")
 
 
 if __name__ == "__main__":

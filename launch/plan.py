@@ -197,7 +197,7 @@ def show(plan: dict[str, Any], console: Any) -> None:
     mesh = ", ".join(f"{axis}={n}" for axis, n in plan["mesh"].items())
     devices = math.prod(plan["mesh"].values())
     table = Table("leaf", "logical axes", "shape", "dtype", "partition", "bytes a device", highlight=False)
-    table.title = f"{plan['stage']}: {mesh} ({devices} devices)"
+    table.title = f"{plan['stage']}: {mesh} ({devices} device{'s' * (devices > 1)})"
     table.columns[-1].justify = "right"
     table.columns[0].overflow = "fold"
     before = ""
@@ -253,8 +253,8 @@ def _size(n: float) -> str:
 
 
 def _short(n: float) -> str:
-    for unit in ("", "k", "M", "G", "T", "P", "E"):
-        if n < 1000 or unit == "E":
+    for unit in ("", "k", "M", "G", "T", "P", "E", "Z", "Y"):
+        if n < 1000 or unit == "Y":
             break
         n /= 1000
     return f"{n:.3g} {unit}"

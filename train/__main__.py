@@ -19,10 +19,10 @@ SLURM, Open MPI or a Kubernetes indexed job; else with its number, how many ther
   python -m train --config=configs/demo.py --workdir=runs/demo --distributed=0/2@localhost:9876 &
   python -m train --config=configs/demo.py --workdir=runs/demo --distributed=1/2@localhost:9876
 
-Run again on the same workdir, it resumes exactly. What may change then: steps, evaluations, logging, mesh,
-microbatches. What may not: seed, data, objective, architecture, optimizer (an error names the difference; --fork starts
-a new workdir from the old one's checkpoints). Any key of the config is overridden by its path, as in
---config.STAGE.key=value.
+Run again on the same workdir, it resumes exactly. What may change then: steps, evaluations, what is the best, logging,
+saving, layout, mesh and microbatches. What may not: objective, data, optimizer, schedule, batch, seed, carry, learned,
+view, backbone, tokenizer (an error names the difference; --fork starts a new workdir from the old one's checkpoints).
+Any key of the config is overridden by its path, as in --config.STAGE.key=value.
 """
 
 
