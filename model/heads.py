@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model import ops, parts, random
 from model.config import BackboneConfig
@@ -57,11 +58,17 @@ def _check_dropout(dropout: float) -> None:
 
 
 def mlm_head(
-    cfg: BackboneConfig, *, tied: bool = True, softcap: float | None = None, activation: str | None = "layers"
+    cfg: BackboneConfig,
+    absent_V: np.ndarray | None = None,
+    *,
+    tied: bool = True,
+    softcap: float | None = None,
+    activation: str | None = "layers",
 ) -> Part:
     """Transform, activation, norm, decoder: `apply(params, hidden [B, P, D], token embeddings [V, E], wide=False) ->
     [B, P, V]`.
 
+    absent_V: bool, the ids that have no probability, as those that no token has
     wide:    logits of float32, as added up, for what ranks words or adds up many: rounded to bfloat16 the likeliest may
              tie. Training spares the memory
     tied:    decode with the token embeddings (Devlin et al. 2018); else with a matrix of the head's own
@@ -75,7 +82,15 @@ def mlm_head(
         raise ValueError(f"softcap={softcap} must be positive, or None for no cap")
     x = jax.ShapeDtypeStruct((1, 1, cfg.D), cfg.dtype)
     tokens = jax.ShapeDtypeStruct((cfg.V, cfg.E), cfg.param_dtype)
-    return parts.part(_MlmHead(cfg, tied, softcap, activation), x, tokens)
+    head = parts.part(_MlmHead(cfg, tied, softcap, activation), x, tokens)
+    if absent_V is None:
+        return head
+    return head._replace(apply=lambda *given: ops.without(head.apply(*given), absent_V))
+
+
+def words(head: Part, name: str, params: dict, hidden: Array, wide: bool = False) -> Array:
+    """[B, P, V] of an `mlm_head` whose params lie under `name`, on the backbone's embeddings."""
+    return head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
 
 
 _FEW, _PARTS = 32, 8  # places of a row that are worth a part of their own; parts at most

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops, random
-from model.heads import mlm_head, score_words
+from model.heads import mlm_head, score_words, words
 from model.types import Backbone
 from objectives.types import Array, Objective, Ratio, Sums, Term, Vocab
 
@@ -42,8 +41,9 @@ def causal(
     Raises ValueError for a backbone with a convolution.
     """
     check_reach(name, backbone)
-    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
-    absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
+    absent_V = vocab.absent(backbone.config.V)
+    head = mlm_head(backbone.config, absent_V, tied=tied, softcap=softcap, activation=activation)
+    logits = partial(words, head, name)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         target_L, follows_L = following(row)
@@ -57,10 +57,6 @@ def causal(
         predicted_L = follows_L & (row["positions"] + 1 >= prefix_L)
         reach_L = jnp.maximum(row["positions"], prefix_L - 1)
         return row | {"reach": reach_L, name: dict(target=target_L, weight=_as_weight(predicted_L))}
-
-    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
-        return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         target_BL, weight_BL = batch[name]["target"], batch[name]["weight"]

@@ -5,10 +5,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops, random
-from model.heads import mlm_head, score_words
+from model.heads import mlm_head, score_words, words
 from model.types import Backbone
 from objectives.masking import Rate, masking, ordinary
 from objectives.spans import ordered, permuted, stretch
@@ -71,8 +70,9 @@ def denoise(
             raise ValueError(f"{name} {what}={share} must be a share between 0 and 1")
     if window < 2:
         raise ValueError(f"{name} window={window} must be 2 tokens or more, or nothing can change places")
-    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
-    absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
+    absent_V = vocab.absent(backbone.config.V)
+    head = mlm_head(backbone.config, absent_V, tied=tied, softcap=softcap, activation=activation)
+    logits = partial(words, head, name)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         key = random.fold(key, name)
@@ -88,10 +88,6 @@ def denoise(
             new_L = jnp.where(chosen_L, hide.replaced(key, ids_L, units_L, new_L), new_L)
         mine = dict(weight=ordinary_L.astype(jnp.float32), changed=(new_L != tokens_L).astype(jnp.float32))
         return row | {"tokens": new_L, name: mine | {"target": tokens_L}}
-
-    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
-        return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]

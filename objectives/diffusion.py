@@ -4,10 +4,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops, random
-from model.heads import mlm_head, score_words
+from model.heads import mlm_head, score_words, words
 from model.types import Backbone
 from objectives.likelihood import pseudo
 from objectives.masking import ordinary, rank
@@ -50,8 +49,10 @@ def diffusion(
         raise ValueError(f"diffusion least={least} is the smallest share that is hidden and must be in (0, 1]")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"diffusion steps={steps} must be a whole number, at least 1")
-    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
-    special_V = np.isin(np.arange(backbone.config.V), vocab.special) | (np.arange(backbone.config.V) >= vocab.size)
+    absent_V = vocab.absent(backbone.config.V)
+    absent_V[list(vocab.special)] = True  # nothing but ordinary tokens is ever hidden
+    head = mlm_head(backbone.config, absent_V, tied=tied, softcap=softcap, activation=activation)
+    logits = partial(words, head, name)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         key = random.fold(key, name)
@@ -65,11 +66,6 @@ def diffusion(
         mine = dict(target=tokens_L, hidden=hidden_L, weight=weight_L, counted=counted_L)
         mine = {k: v if k == "target" else v.astype(jnp.float32) for k, v in mine.items()}
         return row | {"tokens": jnp.where(hidden_L, vocab.mask, tokens_L).astype(tokens_L.dtype), name: mine}
-
-    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
-        """Of ordinary tokens alone: nothing else is ever hidden."""
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
-        return ops.without(found, special_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]

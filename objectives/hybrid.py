@@ -5,10 +5,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops, random
-from model.heads import mlm_head, score_words
+from model.heads import mlm_head, score_words, words
 from model.types import Backbone
 from objectives.causal import check_reach, following, left_to_right
 from objectives.likelihood import pseudo
@@ -66,8 +65,9 @@ def hybrid(
     )
     if likelihood not in LIKELIHOODS:
         raise ValueError(f"{name} likelihood={likelihood!r} must be one of {', '.join(LIKELIHOODS)}")
-    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
-    absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
+    absent_V = vocab.absent(backbone.config.V)
+    head = mlm_head(backbone.config, absent_V, tied=tied, softcap=softcap, activation=activation)
+    logits = partial(words, head, name)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         tokens_L, segments_L = row["tokens"], row["segments"]
@@ -82,10 +82,6 @@ def hybrid(
         reach_L = jnp.where(causal_L, row["positions"], segments_L.size)
         mine = dict(target=target_L, weight=predicted_L.astype(jnp.float32), causal=causal_L.astype(jnp.float32))
         return row | {"tokens": jnp.where(chosen_L, new_L, tokens_L), "reach": reach_L, name: mine}
-
-    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
-        return ops.without(found, absent_V)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]

@@ -5,10 +5,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops
-from model.heads import bag_head, boundary_head, mlm_head, score_words
+from model.heads import bag_head, boundary_head, mlm_head, score_words, words
 from model.types import Backbone
 from objectives.hiding import boundaries, hiding, surplus_share
 from objectives.likelihood import pseudo
@@ -77,17 +76,14 @@ def mlm(
     for what, coefficient in dict(bag=bag, boundary=boundary).items():
         if not 0 <= coefficient < jnp.inf:
             raise ValueError(f"{name} {what}={coefficient} is the coefficient of a loss term and must not be negative")
-    head = mlm_head(backbone.config, tied=tied, softcap=softcap, activation=activation)
-    absent_V = np.arange(backbone.config.V) >= vocab.size  # no token has these
+    absent_V = vocab.absent(backbone.config.V)
+    head = mlm_head(backbone.config, absent_V, tied=tied, softcap=softcap, activation=activation)
+    logits = partial(words, head, name)
     whole, beside = bag_head(backbone.config), boundary_head(backbone.config)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         row = hide(key, row, step)
         return row | {name: row[name] | boundaries(row, name)} if boundary else row
-
-    def logits(params: dict, hidden: Array, wide: bool = False) -> Array:
-        found = head.apply(params[name], hidden, params["backbone"]["embed"]["tokens"], wide)
-        return ops.without(found, absent_V)
 
     def bag_term(params: dict, hidden_BLD: Array, batch) -> Term:
         mine = batch[name]

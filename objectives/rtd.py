@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from model import ops, random
 from model.backbone import backbone as transformer
@@ -93,8 +92,7 @@ def rtd(
     hide = hiding(name, vocab, rate=rate, choice=choice, unit=unit, span=span, ngrams=ngrams, capacity=capacity)
     alike = lambda table: all(getattr(made, field) == getattr(cfg, field) for field in TABLES[table])
     tied = [k for k in TABLES if k in author.axes["embed"] and alike(k)] if sharing == "tied" else []
-    absent_V = np.arange(cfg.V) >= vocab.size  # no token has these
-    words, judge = mlm_head(made), token_head(cfg, 1, activation="layers", dropout=0.0)
+    words, judge = mlm_head(made, vocab.absent(cfg.V)), token_head(cfg, 1, activation="layers", dropout=0.0)
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         hidden = hide(key, row, step)
@@ -108,7 +106,7 @@ def rtd(
         site = None if key is None else random.fold(key, name, "generator")
         masked = dict(batch) | {"tokens": mine["tokens"]}
         hidden_BPD = author.encode(theirs, masked, site, at=mine["index"]).hidden
-        logits_BPV = ops.without(words.apply(own["words"], hidden_BPD, theirs["embed"]["tokens"]), absent_V)
+        logits_BPV = words.apply(own["words"], hidden_BPD, theirs["embed"]["tokens"])
         nll_BP, _ = ops.cross_entropy(logits_BPV, mine["target"])
         chance = random.fold(random.key(0) if key is None else key, name, "sample")
         ids_BP = ops.pick(random.tokens(dict(batch)), mine["index"])

@@ -272,10 +272,9 @@ def _objective(
         raise ValueError(
             f"{name} beams={beams}, penalty={penalty}: expected at least 1 beam, and a penalty above 0 of several alone"
         )
-    writer, head = decoder(cfg, backbone.constrain, layers=layers), mlm_head(cfg, tied=tied, activation=None)
-    banned_V = np.isin(np.arange(cfg.V), np.setdiff1d([vocab.pad, vocab.cls, vocab.mask], [vocab.sep]))
-    absent_V = np.arange(cfg.V) >= vocab.size + sentinels  # no token has these
-    banned_V |= absent_V
+    absent_V = vocab.absent(cfg.V, sentinels)
+    writer, head = decoder(cfg, backbone.constrain, layers=layers), mlm_head(cfg, absent_V, tied=tied, activation=None)
+    banned_V = absent_V | np.isin(np.arange(cfg.V), np.setdiff1d([vocab.pad, vocab.cls, vocab.mask], [vocab.sep]))
 
     def corrupt(key: Array, row: dict, step: Array) -> dict:
         L, S = row["tokens"].shape[0], row["example"].shape[0]
@@ -291,8 +290,7 @@ def _objective(
         return row | {name: dict(source=source, target=target, label=label_T, surplus=surplus, lost=lost)}
 
     def scored(params: dict, hidden: Array, wide: bool = False) -> Array:
-        found = head.apply(params[name]["head"], hidden, params["backbone"]["embed"]["tokens"], wide)
-        return ops.without(found, absent_V)
+        return head.apply(params[name]["head"], hidden, params["backbone"]["embed"]["tokens"], wide)
 
     def loss(params: dict, encode, batch, key, step) -> Sums:
         mine = batch[name]

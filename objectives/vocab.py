@@ -26,3 +26,7 @@ class Vocab(NamedTuple):
     special: tuple[int, ...]
     word_starts: np.ndarray
     fingerprint: str
+
+    def absent(self, V: int, more: int = 0) -> np.ndarray:
+        """bool [V]: the ids, of so many embeddings, that no token has, nor any of `more` sentinels after the tokens."""
+        return np.arange(V) >= self.size + more
