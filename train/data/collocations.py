@@ -34,7 +34,8 @@ def collocations(
     log(p(run) / product of p(part of s)), highest first (Levine et al. 2020, equation 2). p is the share among all runs
     of as many words.
 
-    rows: `tokens` and `segments` [N, L]. A run lies in one segment, with no special token inside.
+    rows: `tokens` and `segments` [N, L]. A run lies in one segment, with no special token inside, and has at most
+      `LONGEST_WORD` tokens.
     Raises ValueError for bounds that cannot be.
     """
     if longest < 2 or least < 1 or most < 1:
@@ -65,7 +66,8 @@ def collocations(
             best.append(np.max(ways, 0))
         for at, count, score in zip(first, counts, logp[-1] - best[n], strict=True):
             run = tuple(tokens[start[at] : end[at + n - 1]].tolist())
-            found.append(Collocation(run, int(count), float(score)))
+            if len(run) <= LONGEST_WORD:  # each step looks for the longest, token by token
+                found.append(Collocation(run, int(count), float(score)))
     return sorted(found, key=lambda c: (-c.score, c.ids))[:most]
 
 

@@ -71,6 +71,14 @@ def test_what_is_said_together_is_found(vocab):
         collocations(rows, vocab, longest=1)
 
 
+@pytest.mark.parametrize("n, most", [(8, 16), (9, 0)])
+def test_no_run_is_longer_than_a_word_may_be(vocab, n, most):
+    assert vocab.word_starts[[7, 6]].tolist() == [True, False]
+    tokens = np.tile(np.int32([7, *[6] * (n - 1)]), (20, 3))
+    found = collocations(dict(tokens=tokens, segments=np.ones_like(tokens)), vocab)
+    assert max((len(run.ids) for run in found), default=0) == most
+
+
 def test_the_command(tmp_path, capsys):
     from toys import config_of, write_reviews
 
