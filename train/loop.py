@@ -37,7 +37,8 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
     """Trains a stage in `workdir / stage.name`, from its newest checkpoint where there is one.
 
     Leaves there `checkpoints/` and, where `stage.best` is set, `best/` (the best on dev), `metrics.jsonl` and
-    TensorBoard events. Resuming on the same mesh gives the parameters of an unbroken run, bit for bit.
+    TensorBoard events. Resuming on the same mesh gives the parameters of an unbroken run, bit for bit (on GPUs with
+    XLA_FLAGS=--xla_gpu_deterministic_ops=true).
 
     Args:
       stage: what to train.
@@ -58,13 +59,14 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
         with _ask_to_stop() as asked:
             origin = _origin(stage, workdir, store, fork)
             _check_alike(stage, origin)
+            _tell_what_went_on(stage, origin, log)
             judge = Judge(stage, best, log, origin)
             if origin.step >= stage.steps or judge.patience_is_over():
                 asked_for = "" if origin.step == stage.steps else f", where {stage.steps} are asked for"
                 log.say(f"{stage.name} is done at step {origin.step}{asked_for}")
                 state = _state(stage, like, origin, log)
                 if origin.folder != store.folder:  # forked, or of no steps: later stages may carry from it
-                    store.save(state, origin.step, provenance(stage) | {"judged": judge.found()})
+                    store.save(state, origin.step, provenance(stage) | _kept(judge, origin))
                 if _first_says(judge.is_due(origin.step)):
                     judge.look(state, origin.step)
             else:
@@ -75,7 +77,7 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
                 if origin.says:
                     log.say(origin.says)
                 state = _state(stage, like, origin, log)
-                state = _run(stage, loader, state, like, origin.step, compiling, store, judge, log, asked)
+                state = _run(stage, loader, state, like, origin, compiling, store, judge, log, asked)
             if asked.now(True):  # while it was evaluated: the next stage does not begin
                 raise Stopped(f"asked to stop: {stage.name} is done, and the same command goes on from there")
             return state
@@ -137,6 +139,7 @@ class _Origin(NamedTuple):
     step: int
     says: str
     judged: dict = {}  # noqa: RUF012  (what `Judge` had found by then; never mutated)
+    carried: int | None = None  # the step of the checkpoint that the stage began with
 
 
 def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | None) -> _Origin:
@@ -145,13 +148,29 @@ def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | N
         saved = checkpoint.read_provenance(store.folder, latest)
         _check_same(stage, saved, workdir)
         rather = "" if fork is None else f", and not from {fork}"
-        return _Origin(store.folder, latest, f"resumed {stage.name} at step {latest}{rather}", saved.get("judged", {}))
+        says = f"resumed {stage.name} at step {latest}{rather}"
+        return _Origin(store.folder, latest, says, saved.get("judged", {}), saved.get("carried"))
     if fork is None:
-        return _Origin(None, 0, "")
+        return _Origin(None, 0, "", carried=_newest(stage))
     other = fork / stage.name / "checkpoints"
     if steps := checkpoint.steps_in(other):
         return _Origin(other, steps[-1], f"forked {stage.name} from {fork} at step {steps[-1]}")
-    return _Origin(None, 0, f"{fork} has no checkpoint of {stage.name}: it begins at its first step")
+    says = f"{fork} has no checkpoint of {stage.name}: it begins at its first step"
+    return _Origin(None, 0, says, carried=_newest(stage))
+
+
+def _tell_what_went_on(stage: Stage, origin: _Origin, log: Log) -> None:
+    newest = _newest(stage)
+    if stage.carry is not None and None not in (newest, origin.carried) and newest != origin.carried:
+        log.say(
+            f"note: {stage.name} began with step {origin.carried} of {stage.carry.folder}, where there is step "
+            f"{newest} now; another workdir would begin with that"
+        )
+
+
+def _newest(stage: Stage) -> int | None:
+    """The newest step of what the stage carries from."""
+    return None if stage.carry is None else max(checkpoint.steps_in(stage.carry.folder), default=None)
 
 
 def _state(stage: Stage, like: TrainState, origin: _Origin, log: Log) -> TrainState:
@@ -281,10 +300,10 @@ def flops_a_step(stage: Stage, like: TrainState) -> int:
 
 
 def _run(
-    stage: Stage, loader: Loader, state: TrainState, like: TrainState, start: int, compiling: Future,
+    stage: Stage, loader: Loader, state: TrainState, like: TrainState, origin: _Origin, compiling: Future,
     store: checkpoint.Store, judge: "Judge", log: Log, asked: "_Asked",
 ) -> TrainState:  # fmt: skip
-    key = random.key(stage.seed)
+    key, start = random.key(stage.seed), origin.step
     steps = {_shape(loader.shapes(start)): compiling.result()}
     pending: list[tuple[int, Any]] = []  # (step, Sums on the device) not looked at yet
 
@@ -306,7 +325,7 @@ def _run(
 
     def save(step: int) -> None:
         settle()
-        store.save(state, step, provenance(stage) | {"judged": judge.found()})
+        store.save(state, step, provenance(stage) | _kept(judge, origin))
 
     step = start
     log.begin(start)
@@ -340,6 +359,11 @@ def _shape(batch: Any) -> tuple[int, ...]:
 def provenance(stage: Stage) -> dict:
     """What every checkpoint of a stage says of itself."""
     return stage.provenance | {"identity": stage.identity}
+
+
+def _kept(judge: "Judge", origin: _Origin) -> dict:
+    """What a resumed run must know beside."""
+    return {"judged": judge.found(), "carried": origin.carried}
 
 
 class Judge:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -297,6 +298,16 @@ def test_asked_to_stop_while_it_is_evaluated(folder, monkeypatch):
         run(config, folder / "asked")
     assert "valid/loss" in lines(folder / "asked", "pretrain")[-1]
     assert not (folder / "asked" / "finetune").exists()
+
+
+def test_what_was_carried_has_gone_on(folder, whole, capsys):
+    """Said, since the stage is what it was."""
+    workdir = folder / "gone on"
+    shutil.copytree(whole, workdir)
+    run(config_of(folder), workdir, "finetune")
+    assert "note: " not in capsys.readouterr().err
+    run(config_of(folder, steps=9), workdir)
+    assert re.search(r"note: finetune began with step 8 of .*, where there is step 9 now", capsys.readouterr().err)
 
 
 def test_a_fork_of_nothing(folder, whole, capsys):
