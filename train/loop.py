@@ -154,6 +154,12 @@ def _origin(stage: Stage, workdir: Path, store: checkpoint.Store, fork: Path | N
         return _Origin(None, 0, "", carried=_newest(stage))
     other = fork / stage.name / "checkpoints"
     if steps := checkpoint.steps_in(other):
+        theirs = checkpoint.read_provenance(other, steps[-1]).get("tokenizer", stage.vocab.fingerprint)
+        if theirs != stage.vocab.fingerprint:
+            raise ValueError(
+                f"--fork: {other} was trained with another tokenizer (fingerprint {theirs[:12]}) than {workdir} has "
+                f"({stage.vocab.fingerprint[:12]}): fork into a new workdir, which takes the tokenizer too"
+            )
         return _Origin(other, steps[-1], f"forked {stage.name} from {fork} at step {steps[-1]}")
     says = f"{fork} has no checkpoint of {stage.name}: it begins at its first step"
     return _Origin(None, 0, says, carried=_newest(stage))

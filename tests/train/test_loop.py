@@ -343,6 +343,9 @@ def test_a_teacher_begins_as_what_is_carried(folder, whole):
 def test_another_tokenizer_is_refused(folder, whole):
     config = config_of(folder)
     config["tokenizer"]["size"] = 36
+    build.tokenizer(build.plain(config), folder / "refork")
+    with pytest.raises(ValueError, match=r"--fork: .* was trained with another tokenizer .* fork into a new workdir"):
+        run(config, folder / "refork", "pretrain", fork=whole)
     config["finetune"]["carry"] = dict(checkpoint=str(whole / "pretrain"))
     with pytest.raises(ValueError, match="trained with another tokenizer"):
         run(config, folder / "retokenized", "finetune")
