@@ -42,6 +42,7 @@ OBJECTIVES: dict[str, dict] = {
     "hybrid": dict(factory="objectives.hybrid:hybrid", rate=0.3, mask=1.0, replace=0.0),
     "diffusion": dict(factory="objectives.diffusion:diffusion", least=0.05),
     "rtd": dict(factory="objectives.rtd:rtd"),
+    "rtd-none": dict(factory="objectives.rtd:rtd", sharing="none"),
     "rtd-gdes": dict(factory="objectives.rtd:rtd", sharing="gdes"),
     "denoise": dict(factory="objectives.denoise:denoise"),
     "reconstruct": dict(factory="objectives.reconstruct:reconstruct"),
@@ -60,6 +61,7 @@ OBJECTIVES: dict[str, dict] = {
     "contrastive": dict(factory="objectives.contrastive:contrastive"),
     "t5": dict(factory="objectives.seq2seq:span_corruption", sentinels=32),
     "bart": dict(factory="objectives.seq2seq:bart"),
+    "bart-delete": dict(factory="objectives.seq2seq:bart", noise="delete", span=1.0),
     "mlm+nsp": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), nsp=_NSP | dict(weight=1.0))),
     "mlm+sop": dict(mixture=dict(mlm=_MLM | dict(weight=1.0), sop=_SOP | dict(weight=1.0))),
     "mlm+contrastive": dict(
