@@ -53,14 +53,6 @@ def tag(
 
     scores = ("entity_f1",) if entities else ()
     return Objective(
-        name,
-        loss,
-        predict,
-        head.init,
-        head.axes,
-        scores=scores,
-        needs=("tags",),
-        truth="tags",
-        classes=tuple(classes),
-        says="tags",
-    )
+        name, loss, predict, head.init, head.axes, scores=scores, needs=("tags",), truth="tags",
+        classes=tuple(classes), says="tags",
+    )  # fmt: skip

@@ -89,7 +89,7 @@ def _nothing_wrong(rows: dict) -> str:
 
 
 Says = Literal["", "pieces", "class", "tags", "answer", "choice", "mask", "filled", "text"]
-SAID: dict[str, tuple[str, ...]] = {  # the arrays that `predict` gives for each
+SAID: dict[Says, tuple[str, ...]] = {  # the arrays that `predict` gives for each
     "": (),
     "pieces": (),
     "class": ("prediction", "probabilities"),

@@ -43,12 +43,13 @@ def fit(stage: Stage, workdir: Path, *, fork: Path | None = None) -> TrainState:
     Args:
       stage: what to train.
       workdir: of the whole recipe.
-      fork: another workdir, whose newest checkpoint of this stage a new run starts from, whatever differs but shapes.
+      fork: another workdir, whose newest checkpoint of this stage a new run starts from, whatever differs but the
+        shapes of params and the tokenizer; an optimizer whose state differs begins anew.
 
     Raises:
       ValueError: the workdir holds another experiment (the message names the differences), or what is carried does
         not fit.
-      Stopped: the loss was not finite, or the process was asked to end (SIGTERM, SIGINT).
+      Stopped: the loss or its gradient was not finite, or the process was asked to end (SIGTERM, SIGINT).
     """
     like = shapes(stage)
     folder = workdir / stage.name
