@@ -70,7 +70,7 @@ def run(config, workdir: Path, stage: str | None = None, fork: Path | None = Non
     if stage is not None and stage not in names:
         raise ValueError(f"--stage={stage}: the config's stages are {', '.join(names)}")
     wanted = names if stage is None else (stage,)
-    if "://" in str(workdir):
+    if ":/" in str(workdir):  # a Path has one slash of a bucket's two
         raise ValueError(f"--workdir={workdir}: expected a folder; mount the bucket, as by gcsfuse")
     build.check_ahead(config, wanted)
     begun = any(steps_in(at / name / "checkpoints") for at in (workdir, fork) if at is not None for name in wanted)

@@ -336,6 +336,15 @@ def test_values_that_fit_their_annotations_or_have_none_to_fit(keys):
     build.bind(build.plain(dict(factory=_nothing) | keys), "here", "backbone", "vocab")
 
 
+def test_a_factory_that_takes_any_key():
+    def any_key(backbone, vocab, **how):
+        return how
+
+    section = dict(factory=any_key, rate=0.2)
+    assert build.bind(section, "here", "backbone", "vocab") == (any_key, dict(rate=0.2))
+    assert build.call(section, "here", backbone=1, vocab=2) == dict(rate=0.2)
+
+
 def test_a_list_of_other_things():
     with pytest.raises(ValueError, match=r"here.sizes=\('a',\): .*:_nothing takes list\[int\]"):
         build.bind(build.plain(dict(factory=_nothing, sizes=["a"])), "here", "backbone", "vocab")

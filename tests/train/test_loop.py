@@ -283,6 +283,19 @@ def test_a_done_stage_is_evaluated_where_that_was_cut_off_or_asked_for_since(fol
     assert checkpoint.steps_in(best) == [8]
 
 
+def test_a_stage_of_no_steps_is_evaluated_as_it_begins(folder, whole):
+    """And saved, once: what it carries, beside a head that has learned nothing."""
+    workdir = folder / "no steps"
+    carried = dict(steps=0, patience=None, carry=dict(checkpoint=str(whole / "pretrain")))
+    assert [step for step, _ in judged(folder, workdir, **carried)] == [0]
+    assert checkpoint.steps_in(workdir / "finetune" / "checkpoints") == [0]
+    name = "backbone/embed/tokens"
+    np.testing.assert_array_equal(params_at(workdir, "finetune")[name], params_at(whole, "pretrain")[name])
+    said = lines(workdir, "finetune")
+    judged(folder, workdir, **carried)
+    assert lines(workdir, "finetune") == said
+
+
 def test_asked_to_stop_while_it_is_evaluated(folder, monkeypatch):
     """The stage is done, and the next does not begin."""
     config = config_of(folder)
@@ -308,6 +321,11 @@ def test_what_was_carried_has_gone_on(folder, whole, capsys):
     assert "note: " not in capsys.readouterr().err
     run(config_of(folder, steps=9), workdir)
     assert re.search(r"note: finetune began with step 8 of .*, where there is step 9 now", capsys.readouterr().err)
+
+
+def test_a_workdir_is_a_folder(folder):
+    with pytest.raises(ValueError, match=r"--workdir=gs:/+bucket/run: expected a folder"):
+        run(config_of(folder), Path("gs://bucket/run"))
 
 
 def test_a_fork_of_nothing(folder, whole, capsys):
