@@ -201,6 +201,17 @@ def test_a_gradient_that_is_not_finite(folder):
     assert checkpoint.steps_in(workdir / "pretrain" / "checkpoints") == [2]
 
 
+def test_an_id_that_no_tokenizer_has(folder):
+    """Of embeddings more than pieces: else its loss would be infinite."""
+    import dataclasses
+
+    stage = build.stage(build.plain(config_of(folder, backbone=dict(V=48))), "pretrain", folder / "ids")
+    rows = stage.rows.read(np.arange(64))
+    rows["tokens"] = np.where(rows["positions"] == 3, 45, rows["tokens"])
+    with pytest.raises(ValueError, match=r"hold ids from \d+ to 45, and the vocabulary has 40"):
+        loop.fit(dataclasses.replace(stage, rows=rows), folder / "ids")
+
+
 def test_early_stopping_stays_stopped(folder, whole):
     config = config_of(folder)
     config["finetune"] |= dict(
